@@ -1,0 +1,1 @@
+"""Segmenter in plain PyTorch and timm: encoder, decoders, losses, metrics, inference."""

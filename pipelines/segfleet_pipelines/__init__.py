@@ -1,0 +1,1 @@
+"""From raw pictures to batches: datasets, shards, sample order, augmentation, loader."""

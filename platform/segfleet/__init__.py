@@ -1,0 +1,1 @@
+"""segfleet: a training service for semantic segmentation with a durable job queue."""

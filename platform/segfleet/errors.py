@@ -1,0 +1,160 @@
+"""Every error a user can meet.
+
+    SegfleetError
+    |-- SpecError           a job spec is wrong; carries all problems at once
+    |-- DataError           a dataset, shard, picture or mask is missing or damaged
+    |-- QueueError
+    |   |-- UnknownJobError
+    |   |-- IllegalTransitionError
+    |   |-- AttemptFencedError      this attempt has lost its right to write
+    |   `-- IdempotencyConflictError
+    |-- CheckpointError     a checkpoint is damaged or does not fit the model
+    |-- ModelError          the registry has no such model, version or alias
+    |-- LaunchError         the cluster refused, or cannot be reached
+    |-- ServiceError        the service refused a request, or cannot be reached
+    `-- SettingsError       home folder, port, token or configuration
+
+An error says what, which value, and what to do. Errors travel between processes, so they are built from positional
+strings alone and survive pickling. `code` is stable: it goes over HTTP and into failure classification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+
+class SegfleetError(Exception):
+    """Root of the tree. The first argument is the whole message for a person."""
+
+    code = "error"
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else self.__class__.__doc__ or self.code
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a document: where, what, and the way out."""
+
+    path: str
+    message: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.path}: {self.message}" if self.path else self.message
+        return f"{text} ({self.hint})" if self.hint else text
+
+
+class SpecError(SegfleetError):
+    """A job spec is wrong. `problems` holds all that was found."""
+
+    code = "spec_invalid"
+
+    def __init__(self, problems: Sequence[Problem], source: str = "spec") -> None:
+        super().__init__(tuple(problems), source)
+        self.problems, self.source = tuple(problems), source
+
+    def __str__(self) -> str:
+        count = len(self.problems)
+        head = f"{self.source}: {count} problem{'s' if count != 1 else ''}"
+        return "\n".join([head, *(f"  - {problem}" for problem in self.problems)])
+
+    def as_json(self) -> list[dict[str, str]]:
+        """The problems as plain data, for an HTTP answer."""
+        return [asdict(problem) for problem in self.problems]
+
+
+class DataError(SegfleetError):
+    """A dataset, shard, picture or mask is missing or damaged."""
+
+    code = "data"
+
+
+class QueueError(SegfleetError):
+    """The queue refuses an operation."""
+
+    code = "queue"
+
+
+class UnknownJobError(QueueError):
+    """No job of that id."""
+
+    code = "unknown_job"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
+
+    def __str__(self) -> str:
+        return f"there is no job {self.job_id!r}; 'segfleet jobs' lists them"
+
+
+class IllegalTransitionError(QueueError):
+    """The job's state does not allow the operation."""
+
+    code = "illegal_transition"
+
+    def __init__(self, job_id: str, state: str, operation: str, hint: str = "") -> None:
+        super().__init__(job_id, state, operation, hint)
+        self.job_id, self.state, self.operation, self.hint = job_id, state, operation, hint
+
+    def __str__(self) -> str:
+        text = f"cannot {self.operation} job {self.job_id}: it is {self.state}"
+        return f"{text}; {self.hint}" if self.hint else text
+
+
+class AttemptFencedError(QueueError):
+    """The attempt is not (or no longer) the job's current one: it must stop and write nothing."""
+
+    code = "attempt_fenced"
+
+    def __init__(self, attempt_id: str, reason: str) -> None:
+        super().__init__(attempt_id, reason)
+        self.attempt_id, self.reason = attempt_id, reason
+
+    def __str__(self) -> str:
+        return f"attempt {self.attempt_id} may not write: {self.reason}"
+
+
+class IdempotencyConflictError(QueueError):
+    """An idempotency key was used again with another body."""
+
+    code = "idempotency_conflict"
+
+    def __init__(self, key: str, job_id: str) -> None:
+        super().__init__(key, job_id)
+        self.key, self.job_id = key, job_id
+
+    def __str__(self) -> str:
+        return f"key {self.key!r} already belongs to job {self.job_id} with another spec; use a new key"
+
+
+class CheckpointError(SegfleetError):
+    """A checkpoint is damaged or does not fit the model."""
+
+    code = "checkpoint"
+
+
+class ModelError(SegfleetError):
+    """The registry has no such model, version or alias, or the model cannot be loaded."""
+
+    code = "model"
+
+
+class LaunchError(SegfleetError):
+    """The cluster refused a submission or cannot be reached."""
+
+    code = "launch"
+
+
+class ServiceError(SegfleetError):
+    """The service refused a request or cannot be reached."""
+
+    code = "service"
+
+
+class SettingsError(SegfleetError):
+    """The home folder, a port, a token or a setting is unusable."""
+
+    code = "settings"

@@ -1,0 +1,211 @@
+"""Settings of the service and of the command line; nothing else reads the environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from segfleet.errors import SettingsError
+
+DEFAULT_PORT = 8700
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Names of everything that lives under the home folder."""
+
+    root: Path
+
+    @property
+    def token(self) -> Path:
+        """The service's bearer token, mode 0600."""
+        return self.root / "token"
+
+    @property
+    def ray_token(self) -> Path:
+        """The token of the embedded Ray, mode 0600."""
+        return self.root / "ray-token"
+
+    @property
+    def database_url(self) -> str:
+        """SQLAlchemy URL of the queue's embedded database."""
+        return f"sqlite:///{self.root / 'segfleet.db'}"
+
+    @property
+    def mlflow_store(self) -> str:
+        """Backend store of the embedded MLflow server."""
+        return f"sqlite:///{self.root / 'mlflow.db'}"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        """Where the embedded MLflow server keeps artifacts."""
+        return self.root / "mlartifacts"
+
+    @property
+    def storage(self) -> Path:
+        """Checkpoints and results, one folder a job."""
+        return self.root / "storage"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of attempts and of the service's own processes."""
+        return self.root / "logs"
+
+    @property
+    def state(self) -> Path:
+        """What `segfleet up` has started: pids, addresses."""
+        return self.root / "state.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one `segfleet up` of this home."""
+        return self.root / "up.lock"
+
+    def create(self) -> None:
+        """Make the folders, private to the user.
+
+        Raises:
+            SettingsError: the home cannot be made or written to.
+        """
+        try:
+            for folder in (self.root, self.storage, self.logs, self.mlflow_artifacts):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            probe = self.root / f".probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise SettingsError(
+                f"home {str(self.root)!r} cannot be written to: {error.strerror}; choose another with --home"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Addresses and timings of one service.
+
+    Attributes:
+        home: The home folder.
+        port: The service's port on the loopback interface.
+        ray_address: Base URL of Ray's Jobs API.
+        mlflow_uri: Base URL of the MLflow server.
+        database_url: SQLAlchemy URL of the queue's database.
+        lease_s: An attempt silent for longer is lost, seconds.
+        start_deadline_s: An attempt that has not claimed its job by then is lost, seconds.
+        poll_s: Pause between two turns of the dispatcher, seconds.
+    """
+
+    home: Home
+    port: int
+    ray_address: str
+    mlflow_uri: str
+    database_url: str
+    lease_s: float = 45.0
+    start_deadline_s: float = 300.0
+    poll_s: float = 0.5
+
+    @property
+    def url(self) -> str:
+        """Base URL of the service."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def job_env(self) -> dict[str, str]:
+        """Switches of every job process: where MLflow is, and what must stay quiet (no secret among them)."""
+        return {
+            "MLFLOW_TRACKING_URI": self.mlflow_uri,
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_DEDUP_LOGS": "0",
+            "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+            "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
+            "WDS_SECURE": "1",
+        }
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
+        """Settings of a service process, as `segfleet up` or an operator hands them over.
+
+        Variables: SEGFLEET_HOME, SEGFLEET_PORT, SEGFLEET_RAY_ADDRESS, SEGFLEET_MLFLOW_URI, SEGFLEET_DATABASE_URL,
+        SEGFLEET_LEASE_S, SEGFLEET_START_DEADLINE_S, SEGFLEET_POLL_S.
+
+        Raises:
+            SettingsError: a number is malformed.
+        """
+        env = os.environ if environment is None else environment
+        home = default_home(env)
+        return cls(
+            home=home,
+            port=int(_number(env, "SEGFLEET_PORT", DEFAULT_PORT)),
+            ray_address=env.get("SEGFLEET_RAY_ADDRESS", "http://127.0.0.1:8265"),
+            mlflow_uri=env.get("SEGFLEET_MLFLOW_URI", "http://127.0.0.1:5000"),
+            database_url=env.get("SEGFLEET_DATABASE_URL", home.database_url),
+            lease_s=_number(env, "SEGFLEET_LEASE_S", 45.0),
+            start_deadline_s=_number(env, "SEGFLEET_START_DEADLINE_S", 300.0),
+            poll_s=_number(env, "SEGFLEET_POLL_S", 0.5),
+        )
+
+
+def default_home(environment: Mapping[str, str] | None = None) -> Home:
+    """The home folder: SEGFLEET_HOME, else ~/.segfleet."""
+    env = os.environ if environment is None else environment
+    return Home(Path(env.get("SEGFLEET_HOME") or Path.home() / ".segfleet").expanduser().absolute())
+
+
+def service_address(home: Home, environment: Mapping[str, str] | None = None) -> tuple[str, str]:
+    """(URL, token) a client uses: SEGFLEET_URL and SEGFLEET_TOKEN, else what the home folder's service wrote.
+
+    Raises:
+        SettingsError: no service was ever started on this home, or its token file is readable by others.
+    """
+    env = os.environ if environment is None else environment
+    url = env.get("SEGFLEET_URL")
+    if url is None:
+        try:
+            url = str(json.loads(home.state.read_text(encoding="utf-8"))["url"])
+        except (OSError, ValueError, KeyError) as error:
+            raise SettingsError(
+                f"no service is running on home {str(home.root)!r}; start one with 'segfleet up' or set SEGFLEET_URL"
+            ) from error
+    return url, env.get("SEGFLEET_TOKEN") or read_token(home.token)
+
+
+def read_token(path: Path) -> str:
+    """Read a token file.
+
+    Raises:
+        SettingsError: missing, or readable by other users.
+    """
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        token = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise SettingsError(f"token file {str(path)!r} cannot be read: {error.strerror}; run 'segfleet up'") from error
+    if mode & 0o077:
+        raise SettingsError(f"token file {str(path)!r} is readable by others (mode {mode:04o}); run chmod 600 on it")
+    return token
+
+
+def ensure_token(path: Path) -> str:
+    """Read the token file, making it with 256 random bits and mode 0600 if it is not there."""
+    if not path.exists():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(secrets.token_urlsafe(32) + "\n")
+    return read_token(path)
+
+
+def _number(env: Mapping[str, str], name: str, default: float) -> float:
+    text = env.get(name)
+    try:
+        return default if text is None else float(text)
+    except ValueError as error:
+        raise SettingsError(f"{name}={text!r} is not a number") from error

@@ -1,0 +1,199 @@
+"""The sections of a spec: frozen values with bounds; the descriptions are the documentation of every field."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+JOB_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def duration_s(text: str) -> int:
+    """Seconds in a duration such as `90s`, `30m`, `48h` or `7d`.
+
+    Raises:
+        ValueError: not of that form, or zero.
+    """
+    match = re.fullmatch(r"([0-9]{1,6})([smhd])", text)
+    if match is None or int(match[1]) == 0:
+        raise ValueError(f"{text!r} is not a duration; write for instance 90s, 30m, 48h or 7d")
+    return int(match[1]) * _SECONDS[match[2]]
+
+
+def _check_duration(text: str) -> str:
+    duration_s(text)
+    return text
+
+
+def _check_name(text: str) -> str:
+    if not JOB_NAME.fullmatch(text):
+        raise ValueError("use 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit")
+    return text
+
+
+def _check_location(text: str) -> str:
+    scheme, separator, _ = text.partition("://")
+    if separator and scheme != "file":
+        raise ValueError(f"scheme {scheme!r} is not supported; use a folder's path or file://")
+    if not text.strip() or "\0" in text:
+        raise ValueError("an empty path")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+Duration = Annotated[str, AfterValidator(_check_duration)]
+Location = Annotated[str, AfterValidator(_check_location)]
+Steps = Annotated[int, Field(ge=1, le=100_000_000)]
+Pixels = Annotated[int, Field(ge=16, le=4096)]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Base of every part of a spec: frozen, strict about types, closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class DataSpec(Section):
+    """Which prepared dataset, and which of its splits."""
+
+    shards: Location = Field(description="folder of a prepared dataset (holds manifest.json)")
+    train: Name = Field("train", description="split to train on")
+    val: Name = Field("val", description="split to validate on")
+
+
+class ModelSpec(Section):
+    """Segmenter: a plain ViT encoder and a linear or mask-transformer decoder."""
+
+    variant: str | None = Field(None, description="shorthand such as seg-s-mask/16; the other fields win over it")
+    backbone: Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)?$", max_length=100)] = Field(
+        description="a plain ViT by its timm name"
+    )
+    patch_size: Annotated[int, Field(ge=4, le=64)] = Field(description="side of a patch, pixels")
+    decoder: Literal["mask", "linear"] = Field(description="mask transformer or one linear layer")
+    decoder_layers: Annotated[int, Field(ge=1, le=12)] = Field(2, description="blocks of the mask transformer")
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.1, description="stochastic depth of the encoder's last block; rises linearly from 0"
+    )
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="dropout in the encoder")
+    decoder_drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="the same for the decoder")
+    decoder_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.1, description="dropout in the mask transformer (the reference code's value; the paper says none)"
+    )
+    pretrained: bool | Location = Field(True, description="true: timm's hub, false: random, or a weights file")
+
+
+class OptimSpec(Section):
+    """Optimiser and learning-rate schedule, stepped every iteration."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0.0, le=10.0)] = Field(0.001, description="learning rate at step 0 after warm-up")
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="SGD only")
+    nesterov: bool = Field(True, description="SGD only; the reference code's timm 0.4.12 means Nesterov by 'sgd'")
+    weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.0, description="never applied to biases, norms, position or class embeddings"
+    )
+    schedule: Literal["poly", "constant"] = "poly"
+    power: Annotated[float, Field(gt=0.0, le=10.0)] = Field(0.9, description="of the poly schedule")
+    min_lr: Annotated[float, Field(ge=0.0, le=1.0)] = Field(1e-5, description="where the poly schedule ends")
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = Field(0, description="linear rise from 0")
+    encoder_lr_scale: Annotated[float, Field(ge=0.0, le=10.0)] = Field(
+        1.0, description="the encoder's learning rate as a share of lr; 0 freezes the encoder"
+    )
+    clip_grad_norm: Annotated[float, Field(gt=0.0, le=1e6)] | None = Field(
+        None, description="upper bound of the gradient's norm over all parameters; null: none"
+    )
+
+    @model_validator(mode="after")
+    def _floor_below_start(self) -> Self:
+        if self.schedule == "poly" and self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}; lower min_lr")
+        return self
+
+
+class AugmentSpec(Section):
+    """The recipe's augmentations in the reference code's order."""
+
+    short_side: Pixels | None = Field(None, description="short side that scale 1.0 means; null: the picture's own")
+    max_ratio: Annotated[float, Field(ge=1.0, le=100.0)] = Field(
+        8.0, description="bound of the long side over the short side's target"
+    )
+    scale_min: Annotated[float, Field(gt=0.0, le=10.0)] = Field(0.5, description="smallest random scale")
+    scale_max: Annotated[float, Field(gt=0.0, le=10.0)] = Field(2.0, description="largest random scale")
+    class_cap: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.75, description="largest share of one class in a crop, tried 10 times"
+    )
+    flip: Probability = Field(0.5, description="chance of a horizontal flip")
+    photometric: bool = Field(True, description="brightness, contrast, saturation and hue")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.scale_min > self.scale_max:
+            raise ValueError(f"scale_min {self.scale_min:g} is above scale_max {self.scale_max:g}")
+        return self
+
+
+class LoopSpec(Section):
+    """Length, batch and rhythm of the training loop."""
+
+    steps: Steps = Field(description="optimiser steps")
+    global_batch: Annotated[int, Field(ge=1, le=65_536)] = Field(8, description="samples a step over all workers")
+    crop: Pixels = Field(description="side of the training crop, pixels; padded to the patch size by the model")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="fp16 needs a GPU")
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(0, description="of weights, sample order and augmentation")
+    validate_every: Steps = Field(1000, description="steps between validations; the last step always validates")
+    checkpoint_every: Steps = Field(1000, description="steps between checkpoints; validations checkpoint too")
+    log_every: Steps = Field(10, description="steps between metric points")
+    loader_processes: Annotated[int, Field(ge=0, le=64)] = Field(2, description="data processes a worker")
+    max_nonfinite_steps: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        10, description="skipped steps in a row (loss or gradient not finite) that fail the job"
+    )
+
+
+class EvalSpec(Section):
+    """Sliding-window evaluation at the picture's original size."""
+
+    short_side: Pixels | None = Field(None, description="resize to this short side first; null: original size")
+    window: Pixels = Field(description="side of the square window, pixels")
+    stride: Pixels = Field(description="step of the window, pixels")
+    scales: Annotated[tuple[Annotated[float, Field(ge=0.1, le=4.0)], ...], Field(min_length=1, max_length=16)] = Field(
+        (1.0,), description="probabilities are averaged over these scales"
+    )
+    flip: bool = Field(False, description="average with the flipped picture too")
+
+    @model_validator(mode="after")
+    def _covering(self) -> Self:
+        if self.stride > self.window:
+            raise ValueError(f"stride {self.stride} is above window {self.window}: pixels would be skipped")
+        return self
+
+
+class ResourceSpec(Section):
+    """What one attempt needs; a job starts with all of it or not at all."""
+
+    workers: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="DDP processes")
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = Field(0, description="0: CPU (gloo), 1: GPU (NCCL)")
+    cpus_per_worker: Annotated[int, Field(ge=1, le=512)] = Field(1, description="CPUs reserved for each worker")
+
+
+class QueueSpec(Section):
+    """How the queue treats the job."""
+
+    project: Name = "default"
+    priority: Annotated[int, Field(ge=0, le=100)] = Field(50, description="higher runs first")
+    time_limit: Duration | None = Field(None, description="over all attempts, such as 90m or 48h; null: none")
+    max_retries: Annotated[int, Field(ge=0, le=100)] = Field(
+        3, description="new attempts after losses to infrastructure; a user's errors are not retried"
+    )
+
+
+class RegisterSpec(Section):
+    """Where the best model goes in the registry."""
+
+    model: Name
+    alias: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")] = Field(
+        "candidate", description="moved to the new version"
+    )
