@@ -7,9 +7,11 @@
     |   |-- UnknownJobError
     |   |-- IllegalTransitionError
     |   |-- AttemptFencedError      this attempt has lost its right to write
-    |   `-- IdempotencyConflictError
+    |   |-- IdempotencyConflictError
+    |   `-- QueueUnavailableError   the database is locked, full or gone; worth another try
     |-- CheckpointError     a checkpoint is damaged or does not fit the model
     |-- ModelError          the registry has no such model, version or alias
+    |   `-- ModelRefusedError       the registry does not take a model
     |-- LaunchError         the cluster refused, or cannot be reached
     |-- ServiceError        the service refused a request, or cannot be reached
     `-- SettingsError       home folder, port, token or configuration
@@ -130,6 +132,12 @@ class IdempotencyConflictError(QueueError):
         return f"key {self.key!r} already belongs to job {self.job_id} with another spec; use a new key"
 
 
+class QueueUnavailableError(QueueError):
+    """The queue's database is locked, full or gone; nothing was stored."""
+
+    code = "queue_unavailable"
+
+
 class CheckpointError(SegfleetError):
     """A checkpoint is damaged or does not fit the model."""
 
@@ -140,6 +148,12 @@ class ModelError(SegfleetError):
     """The registry has no such model, version or alias, or the model cannot be loaded."""
 
     code = "model"
+
+
+class ModelRefusedError(ModelError):
+    """A model that a job wants to register is not one of its own, or badly described."""
+
+    code = "model_refused"
 
 
 class LaunchError(SegfleetError):

@@ -160,6 +160,16 @@ def default_home(environment: Mapping[str, str] | None = None) -> Home:
     return Home(Path(env.get("SEGFLEET_HOME") or Path.home() / ".segfleet").expanduser().absolute())
 
 
+def child_environment(changes: Mapping[str, str | None]) -> dict[str, str]:
+    """Environment of a child process: this process's own with some variables set, or removed where None.
+
+    Whatever proxy the user has, what is said on the loopback interface does not go through it.
+    """
+    direct = ",".join(filter(None, (os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1,localhost")))
+    merged: dict[str, str | None] = {**os.environ, "NO_PROXY": direct, "no_proxy": direct, **changes}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
 def service_address(home: Home, environment: Mapping[str, str] | None = None) -> tuple[str, str]:
     """(URL, token) a client uses: SEGFLEET_URL and SEGFLEET_TOKEN, else what the home folder's service wrote.
 

@@ -1,0 +1,49 @@
+# Every target sets up .venv by itself; the stamp file makes the second time instant.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+MARKS_UNIT := not integration and not e2e and not gpu
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-unit check format bench lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with everything in it
+
+$(STAMP): pyproject.toml requirements.lock scripts/setup.py
+	@command -v $(PYTHON) >/dev/null || { echo "error: there is no $(PYTHON); install Python 3.11 or newer" >&2; exit 1; }
+	@$(PYTHON) scripts/setup.py
+	@touch $@
+
+demo: $(STAMP) ## from raw pictures to a registered model, then predictions in demo-output/
+	@$(BIN)/python scripts/demo.py
+
+test: test-unit ## all tests: unit, then integration, then end to end
+	$(BIN)/pytest tests/integration -m "integration and not gpu"
+	$(BIN)/pytest tests/e2e -m "e2e and not gpu"
+
+test-unit: $(STAMP) ## the quick tests: no network, no Ray
+	$(BIN)/pytest tests/unit -m "$(MARKS_UNIT)"
+
+check: $(STAMP) ## formatting, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## put the code into its format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## every benchmark, one after the other
+	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+lock: $(STAMP) ## write requirements.lock from what .venv holds now
+	$(BIN)/python scripts/lock.py requirements.lock
+
+clean: ## remove .venv, caches and the demo's output
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist demo-output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,115 @@
+"""Sliding-window evaluation over all ranks: each validation sample exactly once, one confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segfleet.spec.sections import EvalSpec
+from segfleet_jobs.ranks import Ranks
+from segfleet_models.inference import WindowConfig, predict
+from segfleet_models.metrics import Scores, confusion_matrix, scores
+from segfleet_models.segmenter import Segmenter
+from segfleet_pipelines.loader import eval_samples
+
+Picture = tuple[str, NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Result of one pass over a split, equal on every rank but for the pictures.
+
+    Attributes:
+        scores: mIoU, accuracies and per-class IoU.
+        baseline_miou: mIoU of always answering the commonest class of this split.
+        num_samples: Samples counted over all ranks.
+        pictures: (key, image, truth, prediction) of this rank's first samples.
+    """
+
+    scores: Scores
+    baseline_miou: float
+    num_samples: int
+    pictures: tuple[Picture, ...]
+
+
+def window_config(spec: EvalSpec) -> WindowConfig:
+    """The evaluation section as the model side takes it."""
+    return WindowConfig(spec.window, spec.stride, spec.short_side, tuple(spec.scales), spec.flip)
+
+
+def majority_baseline(matrix: Tensor) -> float:
+    """mIoU of always answering the commonest class: its pixel share over the number of classes present.
+
+    Args:
+        matrix: Confusion matrix, (K, K), rows are the truth.
+    """
+    truth = matrix.sum(dim=1)
+    present = int((truth > 0).sum())
+    return float(truth.max() / truth.sum() / present) if present else float("nan")
+
+
+def evaluate(
+    model: Segmenter,
+    location: str,
+    split: str,
+    spec: EvalSpec,
+    *,
+    num_classes: int,
+    ignore_index: int,
+    ranks: Ranks,
+    num_pictures: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Score the model on a split at the pictures' original sizes.
+
+    Args:
+        model: Put into evaluation mode for the pass and back into its mode after it.
+        location: A prepared dataset.
+        split: Its split.
+        spec: Window, stride, scales, flip.
+        num_classes: K.
+        ignore_index: Label that does not count.
+        ranks: Each rank takes its own samples; the matrices are summed.
+        num_pictures: How many of this rank's first predictions to keep.
+        progress: Called with the number of this rank's samples done.
+    """
+    was_training = model.training
+    model.eval()
+    config = window_config(spec)
+    matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    pictures: list[Picture] = []
+    count = 0
+    for sample in eval_samples(location, split, rank=ranks.rank, world_size=ranks.world_size):
+        predicted = np.asarray(predict(model, sample.image, config, device=ranks.device))
+        matrix += confusion_matrix(predicted, sample.mask, num_classes, ignore_index)
+        count += 1
+        if len(pictures) < num_pictures:
+            pictures.append((sample.key, sample.image, sample.mask, predicted.astype(np.uint8)))
+        if progress is not None:
+            progress(count)
+    model.train(was_training)
+    summed = ranks.sum_(torch.cat([matrix.flatten(), torch.tensor([count])]).to(ranks.device)).cpu()
+    matrix = summed[:-1].view(num_classes, num_classes)
+    return Evaluation(scores(matrix), majority_baseline(matrix), int(summed[-1]), tuple(pictures))
+
+
+def scores_document(result: Evaluation, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """The figures of an evaluation as plain data; absent classes are null."""
+    iou = {
+        name: None if np.isnan(value) else round(float(value), 6)
+        for name, value in zip(class_names, result.scores.iou, strict=True)
+    }
+    return {
+        "miou": float(result.scores.miou),
+        "pixel_accuracy": float(result.scores.pixel_accuracy),
+        "mean_accuracy": float(result.scores.mean_accuracy),
+        "baseline_miou": result.baseline_miou,
+        "num_samples": result.num_samples,
+        "iou": iou,
+    }

@@ -1,0 +1,305 @@
+"""The training loop of one rank: build, resume, step, validate, checkpoint. Knows neither Ray nor the service.
+
+The order of samples, the augmentation and the learning rate are functions of the step alone; weights, optimiser and
+random states come from the checkpoint. So a resumed run goes on at the exact next sample and, with the same number of
+ranks, ends with the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from segfleet.errors import CheckpointError
+from segfleet.spec.kinds import TrainSpec
+from segfleet.spec.resolve import to_document
+from segfleet_jobs.checkpoint import (
+    Checkpoint,
+    CheckpointRecord,
+    load_latest,
+    optimizer_tensors,
+    prune,
+    restore_optimizer,
+    save_checkpoint,
+)
+from segfleet_jobs.evaluation import Picture, evaluate, scores_document
+from segfleet_jobs.optim import build_optimizer
+from segfleet_jobs.progress import Progress
+from segfleet_jobs.ranks import Ranks
+from segfleet_jobs.step import StepResult, TrainStep
+from segfleet_models.build import ModelConfig, build_segmenter
+from segfleet_pipelines.loader import train_loader
+from segfleet_pipelines.manifest import Manifest
+
+NUM_PICTURES = 6
+# What must not change between the run that wrote a checkpoint and the one that reads it.
+_FIXED_SECTIONS = ("data", "model", "optim", "augment", "train")
+
+
+class Link(Protocol):
+    """Where rank 0 tells the world, and learns where to resume; other ranks are given one that does nothing."""
+
+    def latest_checkpoint(self) -> dict[str, Any] | None:
+        """The job's checkpoint pointer."""
+
+    def set_checkpoint(self, record: CheckpointRecord) -> None:
+        """Move the pointer."""
+
+    def progress(self, document: dict[str, Any]) -> None:
+        """What the job is at."""
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """A point of each curve."""
+
+    def pictures(self, step: int, pictures: tuple[Picture, ...], manifest: Manifest) -> None:
+        """Sample predictions."""
+
+
+class TrainingLoop:
+    """One rank's training from wherever the job stands to its last step."""
+
+    def __init__(
+        self,
+        spec: TrainSpec,
+        ranks: Ranks,
+        link: Link,
+        job_folder: Path,
+        attempt_folder: Path,
+        report: Callable[[dict[str, Any], str | None], None],
+    ) -> None:
+        self._spec, self._ranks, self._link = spec, ranks, link
+        self._job_folder, self._attempt_folder, self._report = job_folder, attempt_folder, report
+        self._manifest = Manifest.load(spec.data.shards)
+        self._best: dict[str, Any] | None = None
+        self._latest_scores: dict[str, Any] | None = None
+        self._skipped = 0
+        self._progress = Progress(spec.train, link.progress)
+
+    def run(self) -> dict[str, Any]:
+        """Train to the last step.
+
+        Returns:
+            The best validation's scores, its step and checkpoint folder, and where the time went.
+        """
+        checkpoint = self._find_checkpoint()
+        start_step = checkpoint.step if checkpoint else 0
+        self._build(checkpoint)
+        batches = iter(
+            train_loader(
+                self._spec.data.shards,
+                self._spec.data.train,
+                augment=self._spec.augment,
+                crop=self._spec.train.crop,
+                seed=self._spec.train.seed,
+                global_batch=self._spec.train.global_batch,
+                rank=self._ranks.rank,
+                world_size=self._ranks.world_size,
+                start_step=start_step,
+                num_steps=self._spec.train.steps,
+                processes=self._spec.train.loader_processes,
+            )
+        )
+        # Only now: making the loader draws from torch's random state.
+        self._seed(checkpoint)
+        self._progress.start(start_step, self._latest_scores)
+        for step in range(start_step, self._spec.train.steps):
+            self._step(step, batches)
+        return self._result()
+
+    def _find_checkpoint(self) -> Checkpoint | None:
+        pointer = self._link.latest_checkpoint() if self._ranks.is_main else None
+        pointer = self._ranks.share(pointer)
+        record = CheckpointRecord.from_dict(pointer) if pointer else None
+        checkpoint, damaged = load_latest(self._job_folder, record)
+        for message in damaged if self._ranks.is_main else []:
+            print(f"segfleet: passed over {message}", flush=True)
+        if checkpoint is not None:
+            _check_unchanged(checkpoint.meta["spec"], to_document(self._spec))
+        return checkpoint
+
+    def _build(self, checkpoint: Checkpoint | None) -> None:
+        spec, manifest = self._spec, self._manifest
+        torch.manual_seed(spec.train.seed)
+        pretrained = spec.model.pretrained if checkpoint is None else False
+        self._config = model_config(spec, len(manifest.class_names))
+        self._model = build_segmenter(self._config, pretrained=pretrained).to(self._ranks.device)
+        self._model.train()
+        optimizer = build_optimizer(self._model, spec.optim)
+        if checkpoint is not None:
+            self._model.load_state_dict(checkpoint.model)
+            restore_optimizer(self._model, optimizer, checkpoint.state)
+        self._optimizer = optimizer
+        parallel = self._wrap()
+        self._train_step = TrainStep(self._model, parallel, optimizer, spec, manifest.ignore_index, self._ranks)
+        if checkpoint is not None:
+            meta = checkpoint.meta
+            self._best, self._latest_scores, self._skipped = meta["best"], meta["scores"], meta["skipped_steps"]
+            self._train_step.skipped_in_a_row = meta["skipped_in_a_row"]
+            if meta["scaler"]:
+                self._train_step.scaler.load_state_dict(meta["scaler"])
+
+    def _wrap(self) -> nn.Module:
+        if self._ranks.world_size == 1:
+            return self._model
+        device = self._ranks.device
+        return nn.parallel.DistributedDataParallel(
+            self._model,
+            device_ids=[device] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+        )
+
+    def _seed(self, checkpoint: Checkpoint | None) -> None:
+        """Every rank has its own stream for dropout and stochastic depth."""
+        rank = self._ranks.rank
+        torch.manual_seed(self._spec.train.seed * 1_000_003 + 1 + rank)
+        if checkpoint is None:
+            return
+        if f"random/cpu/{rank}" in checkpoint.state:
+            torch.set_rng_state(checkpoint.state[f"random/cpu/{rank}"])
+        if self._ranks.device.type == "cuda" and f"random/cuda/{rank}" in checkpoint.state:
+            torch.cuda.set_rng_state(checkpoint.state[f"random/cuda/{rank}"], self._ranks.device)
+
+    def _step(self, step: int, batches: Iterator[Any]) -> None:
+        with self._progress.timed("data"):
+            batch = next(batches)
+        with self._progress.timed("step"):
+            result = self._train_step(batch)
+        self._skipped += not result.is_applied
+        done, loop = step + 1, self._spec.train
+        self._progress.stepped(done, result.loss, result.lr)
+        if done % loop.log_every == 0 or done == loop.steps:
+            self._log(done, result)
+        if done % loop.validate_every == 0 or done == loop.steps:
+            self._validate(done)
+        if done % loop.checkpoint_every == 0 or done % loop.validate_every == 0 or done == loop.steps:
+            self._checkpoint(done)
+
+    def _log(self, done: int, result: StepResult) -> None:
+        values = {
+            "train/loss": result.loss,
+            "train/lr": result.lr,
+            "train/valid_pixels": float(result.num_valid),
+            "train/skipped_steps": float(self._skipped),
+            "train/samples_per_s": self._progress.samples_per_s,
+        }
+        values |= {f"time/{part}_s": seconds for part, seconds in self._progress.seconds.items()}
+        self._link.metrics(done, values)
+
+    def _validate(self, done: int) -> None:
+        with self._progress.timed("validation"), _untouched_random_state(self._ranks.device):
+            result = evaluate(
+                self._model,
+                self._spec.data.shards,
+                self._spec.data.val,
+                self._spec.eval,
+                num_classes=len(self._manifest.class_names),
+                ignore_index=self._manifest.ignore_index,
+                ranks=self._ranks,
+                num_pictures=NUM_PICTURES if self._ranks.is_main else 0,
+                progress=self._progress.validating,
+            )
+        self._latest_scores = scores_document(result, tuple(self._manifest.class_names))
+        if self._best is None or self._latest_scores["miou"] > self._best["miou"]:
+            self._best = {"step": done, **self._latest_scores}
+        self._progress.validated(self._latest_scores["miou"])
+        values = {f"val/{name}": self._latest_scores[name] for name in ("miou", "pixel_accuracy", "mean_accuracy")}
+        iou = {f"val_iou/{name}": value for name, value in self._latest_scores["iou"].items() if value is not None}
+        self._link.metrics(done, values | iou)
+        self._link.pictures(done, result.pictures, self._manifest)
+
+    def _checkpoint(self, done: int) -> None:
+        with self._progress.timed("checkpoint"):
+            random_states = self._gather_random_states()
+            record = self._save(done, random_states) if self._ranks.is_main else None
+            metrics = {"step": done, "miou": self._latest_scores["miou"] if self._latest_scores else None}
+            self._report(metrics, record.path if record else None)
+
+    def _gather_random_states(self) -> dict[str, Tensor]:
+        """Every rank's random state; `gather` works on the group's device, so the bytes travel through it."""
+        states = {"cpu": torch.get_rng_state()}
+        if self._ranks.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self._ranks.device)
+        return {
+            f"random/{kind}/{rank}": part.cpu()
+            for kind, state in states.items()
+            for rank, part in enumerate(self._ranks.gather(state.to(self._ranks.device)))
+        }
+
+    def _save(self, done: int, random_states: dict[str, Tensor]) -> CheckpointRecord:
+        state = optimizer_tensors(self._model, self._optimizer) | random_states
+        meta = {
+            "spec": to_document(self._spec),
+            "model": self._config.to_dict(),
+            "class_names": list(self._manifest.class_names),
+            "content_id": self._manifest.content_id,
+            "world_size": self._ranks.world_size,
+            "best": self._best,
+            "scores": self._latest_scores,
+            "skipped_steps": self._skipped,
+            "skipped_in_a_row": self._train_step.skipped_in_a_row,
+            "scaler": self._train_step.scaler.state_dict(),
+        }
+        weights = {name: tensor.detach().cpu() for name, tensor in self._model.state_dict().items()}
+        try:
+            record = save_checkpoint(self._attempt_folder, done, weights, state, meta)
+        except OSError as error:
+            raise CheckpointError(
+                f"the checkpoint of step {done} cannot be written to {str(self._attempt_folder)!r}: {error.strerror}; "
+                "earlier checkpoints are untouched: make room, then 'segfleet retry' goes on from the last one"
+            ) from error
+        # The pointer first: what it leaves behind may be deleted only once it has moved.
+        self._link.set_checkpoint(record)
+        prune(self._job_folder, record)
+        return record
+
+    def _result(self) -> dict[str, Any]:
+        if self._best is None:
+            raise CheckpointError("the training ended without a validation")  # unreachable: the last step validates
+        best = {name: value for name, value in self._best.items() if name != "step"}
+        seconds = {part: round(value, 3) for part, value in self._progress.seconds.items()}
+        return {
+            "step": self._spec.train.steps,
+            "best_step": self._best["step"],
+            **best,
+            "skipped_steps": self._skipped,
+            "num_parameters": sum(parameter.numel() for parameter in self._model.parameters()),
+            "seconds": seconds,
+        }
+
+
+def model_config(spec: TrainSpec, num_classes: int) -> ModelConfig:
+    """The model a spec describes for a dataset's number of classes."""
+    model = spec.model
+    return ModelConfig(
+        backbone=model.backbone,
+        patch_size=model.patch_size,
+        decoder=model.decoder,
+        num_classes=num_classes,
+        img_size=spec.train.crop,
+        decoder_layers=model.decoder_layers,
+        drop_path=model.drop_path,
+        dropout=model.dropout,
+        decoder_drop_path=model.decoder_drop_path,
+        decoder_dropout=model.decoder_dropout,
+    )
+
+
+def _check_unchanged(before: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = [section for section in _FIXED_SECTIONS if before.get(section) != now.get(section)]
+    if changed:
+        raise CheckpointError(
+            f"the checkpoint was written with other values in {', '.join(changed)}; submit a new job instead"
+        )
+
+
+@contextmanager
+def _untouched_random_state(device: torch.device) -> Iterator[None]:
+    """Validation must not move the random stream that training draws from."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield

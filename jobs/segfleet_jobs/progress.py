@@ -1,0 +1,85 @@
+"""Where the loop is, how fast it goes, where its time went and how much is left."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from segfleet.spec.sections import LoopSpec
+
+WINDOW_STEPS = 50
+
+
+class Progress:
+    """The account of one attempt; `tell` gets a document after each step.
+
+    Attributes:
+        seconds: Time so far in data, step, validation and checkpoint.
+    """
+
+    def __init__(
+        self, loop: LoopSpec, tell: Callable[[dict[str, Any]], None], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._loop, self._tell, self._clock = loop, tell, clock
+        self.seconds = {"data": 0.0, "step": 0.0, "validation": 0.0, "checkpoint": 0.0}
+        self._recent: deque[float] = deque(maxlen=WINDOW_STEPS)
+        self._pending_s = 0.0
+        self._validations: list[float] = []
+        self._document: dict[str, Any] = {"num_steps": loop.steps}
+
+    @property
+    def samples_per_s(self) -> float:
+        """Training speed over the last steps, data and step time only."""
+        return self._loop.global_batch * len(self._recent) / sum(self._recent) if self._recent else 0.0
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the block's time to a part of the account."""
+        begin = self._clock()
+        yield
+        elapsed = self._clock() - begin
+        self.seconds[part] += elapsed
+        if part in ("data", "step"):
+            self._pending_s += elapsed
+        elif part == "validation":
+            self._validations.append(elapsed)
+
+    def start(self, step: int, scores: dict[str, Any] | None) -> None:
+        """The loop begins, or goes on, after `step` steps."""
+        self._update(step=step, phase="train", miou=scores["miou"] if scores else None)
+
+    def stepped(self, done: int, loss: float, lr: float) -> None:
+        """`done` steps are done."""
+        self._recent.append(self._pending_s)
+        self._pending_s = 0.0
+        self._update(
+            step=done,
+            phase="train",
+            loss=loss,
+            lr=lr,
+            samples_per_s=round(self.samples_per_s, 3),
+            eta_s=round(self._eta_s(done), 1),
+            time={part: round(value, 3) for part, value in self.seconds.items()},
+        )
+
+    def validating(self, num_samples: int) -> None:
+        """`num_samples` of this rank's validation samples are done."""
+        self._update(phase="validate", validated=num_samples)
+
+    def validated(self, miou: float) -> None:
+        """A validation is done."""
+        self._update(phase="train", miou=miou, validated=None)
+
+    def _eta_s(self, done: int) -> float:
+        left = self._loop.steps - done
+        training_s = left * sum(self._recent) / len(self._recent)
+        validations_left = -(-self._loop.steps // self._loop.validate_every) - done // self._loop.validate_every
+        mean_validation_s = sum(self._validations) / len(self._validations) if self._validations else 0.0
+        return training_s + validations_left * mean_validation_s
+
+    def _update(self, **changes: Any) -> None:
+        self._document = {**self._document, **changes}
+        self._tell(self._document)

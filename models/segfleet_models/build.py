@@ -1,0 +1,110 @@
+"""From a model's configuration to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from segfleet_models.decoder import LinearDecoder, MaskTransformerDecoder
+from segfleet_models.encoder import Encoder, pretrained_state
+from segfleet_models.segmenter import Segmenter
+from segfleet_models.weights import load_encoder_weights
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that decides a Segmenter's architecture; stored beside its weights.
+
+    Attributes:
+        backbone: timm name of a plain ViT.
+        patch_size: Side of a patch, pixels.
+        decoder: Mask transformer or one linear layer.
+        num_classes: Classes that are scored, at least 2; an ignored label is none of them.
+        img_size: Side of the training crop, pixels; the position embeddings are stored for it.
+        decoder_layers: Blocks of the mask transformer.
+        drop_path: Stochastic depth of the encoder's last block, in [0, 1).
+        dropout: Encoder dropout, in [0, 1).
+        decoder_drop_path: The same for the mask transformer.
+        decoder_dropout: The same for the mask transformer.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    backbone: str
+    patch_size: int
+    decoder: Literal["mask", "linear"]
+    num_classes: int
+    img_size: int
+    decoder_layers: int = 2
+    drop_path: float = 0.1
+    dropout: float = 0.0
+    decoder_drop_path: float = 0.0
+    decoder_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.decoder not in ("mask", "linear"):
+            raise ValueError(f"decoder {self.decoder!r} is unknown; use 'mask' or 'linear'")
+        for name, least in (("patch_size", 1), ("num_classes", 2), ("img_size", 1), ("decoder_layers", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; use at least {least}")
+        for name in ("drop_path", "dropout", "decoder_drop_path", "decoder_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; use a rate in [0, 1)")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; `from_dict` of it gives an equal configuration."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
+        """Read back what `to_dict` wrote.
+
+        Raises:
+            ValueError: a field is unknown, missing or out of range.
+        """
+        unknown = sorted(data.keys() - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown model settings {', '.join(unknown)}; the file comes from another version")
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise ValueError(f"incomplete model settings: {error}") from error
+
+
+def build_segmenter(config: ModelConfig, pretrained: bool | str = False) -> Segmenter:
+    """Build a Segmenter in training mode.
+
+    Args:
+        config: The architecture.
+        pretrained: Encoder weights: True fetches timm's, a string is a local file (see `load_encoder_weights`), False
+            leaves them random. The decoder is always random.
+
+    Raises:
+        ValueError: the backbone is unknown, or its weights are missing or do not fit.
+    """
+    encoder = Encoder(
+        config.backbone,
+        patch_size=config.patch_size,
+        img_size=config.img_size,
+        drop_path_rate=config.drop_path,
+        dropout=config.dropout,
+    )
+    if isinstance(pretrained, str):
+        load_encoder_weights(encoder, pretrained)
+    elif pretrained:
+        encoder.load_backbone(pretrained_state(config.backbone))
+    return Segmenter(encoder, _build_decoder(config, encoder.embed_dim))
+
+
+def _build_decoder(config: ModelConfig, embed_dim: int) -> LinearDecoder | MaskTransformerDecoder:
+    if config.decoder == "linear":
+        return LinearDecoder(embed_dim, config.num_classes)
+    return MaskTransformerDecoder(
+        embed_dim,
+        config.num_classes,
+        num_layers=config.decoder_layers,
+        drop_path_rate=config.decoder_drop_path,
+        dropout=config.decoder_dropout,
+    )

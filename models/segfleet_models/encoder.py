@@ -1,0 +1,279 @@
+"""The encoder: a plain Vision Transformer from timm, cut down to what segmentation needs.
+
+This module is the only door to timm. Shapes: B batch, C channels, H W pixels, h w patches, N = h * w tokens.
+
+Dosovitskiy et al. 2020 (ViT), Touvron et al. 2020 (DeiT), Oquab et al. 2023 (DINOv2), Beyer et al. 2022 (FlexiViT: how
+a patch embedding is resampled).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import resample_patch_embed
+from timm.models import is_model_in_modules
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+# Where timm keeps the plain ViTs: learned absolute positions, one resolution throughout.
+_PLAIN_VIT_MODULES = ("vision_transformer", "deit")
+# Parts of a classifier or of its pre-training that a weights file may hold and an encoder has no use for.
+_UNUSED_KEYS = ("head.", "head_dist.", "fc_norm.", "mask_token")
+
+
+class Encoder(nn.Module):
+    """A plain ViT that turns pictures of any whole number of patches into normalised patch tokens.
+
+    Position embeddings are stored for the grid of `img_size`, so that training crops need no resizing; any other grid
+    gets them resized bilinearly in the forward pass, as the reference code does.
+
+    Args:
+        backbone: timm name of a plain ViT or DeiT, with or without a weights tag; the tag decides `mean` and `std`.
+        patch_size: Side of a patch in pixels, may differ from the backbone's own.
+        img_size: Side of the training crop in pixels, rounded up to whole patches.
+        drop_path_rate: Stochastic depth of the last block, in [0, 1); rises linearly from 0 in the first.
+        dropout: Rate in attention weights, projections, MLPs and after the position embedding, in [0, 1).
+        layer_norm_eps: Replaces the backbone's own epsilon (1e-6); the reference's published checkpoints need 1e-5.
+
+    Attributes:
+        vit: The timm model; its parameter names are those of weights files.
+        embed_dim: C.
+        patch_size: Side of a patch in pixels.
+        num_prefix_tokens: Class, distillation and register tokens; they never leave the encoder.
+        mean: Per channel (RGB), in units of [0, 1], as the backbone's weights expect.
+        std: Same units.
+
+    Raises:
+        ValueError: timm knows no such plain ViT.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        *,
+        patch_size: int,
+        img_size: int,
+        drop_path_rate: float = 0.0,
+        dropout: float = 0.0,
+        layer_norm_eps: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.vit: Any = _create_vit(
+            backbone,
+            patch_size=patch_size,
+            # timm would round down; the forward pass pads a crop up to whole patches.
+            img_size=math.ceil(img_size / patch_size) * patch_size,
+            drop_path_rate=drop_path_rate,
+            pos_drop_rate=dropout,
+            proj_drop_rate=dropout,
+            attn_drop_rate=dropout,
+        )
+        remove_idle_dropout(self.vit)
+        if layer_norm_eps is not None:
+            _set_layer_norm_eps(self.vit, layer_norm_eps)
+        self.embed_dim: int = self.vit.embed_dim
+        self.patch_size = patch_size
+        self.num_prefix_tokens: int = self.vit.num_prefix_tokens
+        self.mean = _channels(self.vit.pretrained_cfg["mean"])
+        self.std = _channels(self.vit.pretrained_cfg["std"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode normalised pictures.
+
+        Args:
+            images: (B, 3, H, W), H and W multiples of `patch_size`.
+
+        Returns:
+            Patch tokens after the final norm, (B, N, C), row-major.
+
+        Raises:
+            ValueError: H or W is no multiple of the patch size.
+        """
+        height, width = images.shape[-2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"picture of {height}x{width} pixels is no multiple of the patch size {self.patch_size}")
+        tokens = self.vit.norm(self.vit.blocks(self._embed(images)))
+        patch_tokens: Tensor = tokens[:, self.num_prefix_tokens :]
+        return patch_tokens
+
+    def _embed(self, images: Tensor) -> Tensor:
+        patches = self.vit.patch_embed.proj(images)  # B C h w
+        grid_size = patches.shape[-2:]
+        patches = self.vit.patch_embed.norm(patches.flatten(2).transpose(1, 2))  # B N C
+        tokens = (getattr(self.vit, name, None) for name in ("cls_token", "dist_token", "reg_token"))
+        prefix = [token.expand(len(images), -1, -1) for token in tokens if token is not None]
+        positions = resize_positions(
+            self.vit.pos_embed, self.vit.patch_embed.grid_size, grid_size, self._num_prefix_positions
+        )
+        if self._num_prefix_positions:
+            joint = torch.cat([*prefix, patches], dim=1) + positions
+        else:
+            joint = torch.cat([*prefix, patches + positions], dim=1)
+        embedded: Tensor = self.vit.norm_pre(self.vit.pos_drop(joint))
+        return embedded
+
+    @property
+    def _num_prefix_positions(self) -> int:
+        return 0 if self.vit.no_embed_class else self.num_prefix_tokens
+
+    def load_backbone(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a timm ViT's weights, whatever their precision, picture size and patch size.
+
+        Position embeddings are resized bilinearly to the stored grid, the patch embedding is resampled to the patch
+        size, the classifier's own parts are left out.
+
+        Args:
+            state: timm parameter names to tensors.
+
+        Raises:
+            ValueError: names or shapes do not fit; lists what is missing, unexpected or of another shape.
+        """
+        state = {key: tensor.float() for key, tensor in state.items() if not key.startswith(_UNUSED_KEYS)}
+        kernel = state.get("patch_embed.proj.weight")
+        if kernel is not None and kernel.ndim == 4:
+            state["patch_embed.proj.weight"] = resample_patch_embed(kernel, [self.patch_size, self.patch_size])
+        positions = state.get("pos_embed")
+        if positions is not None and positions.ndim == 3:
+            state["pos_embed"] = self._fit_positions(positions)
+        load_exactly(self.vit, state)
+
+    def _fit_positions(self, positions: Tensor) -> Tensor:
+        num_positions = positions.shape[1] - self._num_prefix_positions
+        side = math.isqrt(max(num_positions, 0))
+        if side == 0 or side * side != num_positions:
+            raise ValueError(
+                f"pos_embed holds {positions.shape[1]} positions; without {self._num_prefix_positions} for the prefix "
+                "tokens that is no square grid; the file belongs to another kind of backbone"
+            )
+        grid_size: tuple[int, int] = self.vit.patch_embed.grid_size
+        return resize_positions(positions, (side, side), grid_size, self._num_prefix_positions)
+
+
+def pretrained_state(backbone: str) -> dict[str, Tensor]:
+    """The weights timm publishes for a backbone, fetched from its hub or the local cache.
+
+    Raises:
+        ValueError: timm has no weights under this name, or they cannot be fetched.
+    """
+    try:
+        state: dict[str, Tensor] = _create_vit(backbone, pretrained=True).state_dict()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"no weights for backbone {backbone!r}: {error}; give a local weights file or train from random weights"
+        ) from error
+    return state
+
+
+def resize_positions(
+    positions: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], num_prefix: int
+) -> Tensor:
+    """Resize a table of position embeddings, bilinear without antialiasing.
+
+    Args:
+        positions: (1, num_prefix + old h * old w, C); the prefix rows are passed through.
+        old_grid: (h, w) of the table, in patches.
+        new_grid: (h, w) wanted.
+        num_prefix: Rows at the head of the table that belong to prefix tokens.
+
+    Returns:
+        (1, num_prefix + new h * new w, C); `positions` itself if the grids are equal.
+    """
+    if tuple(old_grid) == tuple(new_grid):
+        return positions
+    prefix, table = positions[:, :num_prefix], positions[:, num_prefix:]
+    table = table.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
+    table = F.interpolate(table, size=tuple(new_grid), mode="bilinear", align_corners=False)
+    return torch.cat([prefix, table.flatten(2).transpose(1, 2)], dim=1)
+
+
+def transformer_blocks(dim: int, depth: int, *, drop_path_rate: float, dropout: float) -> nn.Sequential:
+    """Pre-norm ViT blocks as the reference's decoder has them: heads of 64, MLP of 4 * dim, LayerNorm eps 1e-5.
+
+    Raises:
+        ValueError: `dim` cannot be split into heads.
+    """
+    num_heads = max(1, dim // 64)
+    if dim % num_heads:
+        raise ValueError(f"{dim} channels cannot be split into {num_heads} heads; use a backbone of a multiple of 64")
+    blocks = nn.Sequential(
+        *(
+            Block(
+                dim,
+                num_heads,
+                qkv_bias=True,
+                proj_drop=dropout,
+                attn_drop=dropout,
+                drop_path=rate,
+                norm_layer=nn.LayerNorm,
+            )
+            for rate in torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        )
+    )
+    remove_idle_dropout(blocks)
+    return blocks
+
+
+def remove_idle_dropout(module: nn.Module) -> None:
+    """Replace Dropout of rate 0 by nothing: in training it would still draw a mask, 6 % of a small model's step."""
+    for parent in module.modules():
+        for name, child in parent.named_children():
+            # timm's fused attention reads the rate off `attn_drop` and never calls it.
+            if isinstance(child, nn.Dropout) and child.p == 0 and name != "attn_drop":
+                setattr(parent, name, nn.Identity())
+
+
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load weights into a module that has the same parameters.
+
+    Raises:
+        ValueError: lists the names that are missing or unexpected and the shapes that differ.
+    """
+    wanted = module.state_dict()
+    findings = {
+        "missing": [key for key in wanted if key not in state],
+        "unexpected": [key for key in state if key not in wanted],
+        "of another shape": [
+            f"{key} is {tuple(state[key].shape)} instead of {tuple(tensor.shape)}"
+            for key, tensor in wanted.items()
+            if key in state and state[key].shape != tensor.shape
+        ],
+    }
+    problems = [f"{len(found)} {what} ({_shorten(found)})" for what, found in findings.items() if found]
+    if problems:
+        raise ValueError("the weights do not fit the model: " + "; ".join(problems))
+    module.load_state_dict(state)
+
+
+def _create_vit(backbone: str, **options: object) -> Any:
+    if not timm.is_model(backbone) or not is_model_in_modules(backbone, _PLAIN_VIT_MODULES):
+        names = timm.list_models(module="vision_transformer") + timm.list_models(module="deit")
+        near = difflib.get_close_matches(backbone.split(".")[0], names, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "for instance vit_small_patch16_384"
+        raise ValueError(f"{backbone!r} is not a plain ViT known to timm; {hint}")
+    # No pooling: pooling heads would be parameters without gradients. Only distilled DeiT knows no other than its own.
+    pooling = {} if "distilled" in backbone else {"global_pool": ""}
+    vit = timm.create_model(backbone, num_classes=0, **pooling, **options)
+    if vit.pos_embed is None:
+        raise ValueError(f"{backbone!r} has no learned position embedding; use another plain ViT")
+    return vit
+
+
+def _set_layer_norm_eps(module: nn.Module, eps: float) -> None:
+    for child in module.modules():
+        if isinstance(child, nn.LayerNorm):
+            child.eps = eps
+
+
+def _channels(values: tuple[float, ...]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return red, green, blue
+
+
+def _shorten(names: list[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

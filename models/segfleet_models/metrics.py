@@ -1,0 +1,86 @@
+"""Segmentation scores from a confusion matrix, which adds up over pictures and ranks.
+
+K classes; rows of a matrix are the truth, columns the prediction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+IntArray = Tensor | NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a set of pictures, each in [0, 1]; nan where nothing was there to score.
+
+    Attributes:
+        miou: Mean IoU over the classes that appear in truth or prediction.
+        pixel_accuracy: Share of the valid pixels that are right.
+        mean_accuracy: Mean recall over the classes that appear in the truth.
+        iou: Intersection over union per class; nan for a class in neither truth nor prediction.
+    """
+
+    miou: float
+    pixel_accuracy: float
+    mean_accuracy: float
+    iou: tuple[float, ...]
+
+
+def confusion_matrix(pred: IntArray, target: IntArray, num_classes: int, ignore_index: int) -> Tensor:
+    """Count pixels by true and predicted class.
+
+    Args:
+        pred: Predicted classes in [0, K), integers of any shape.
+        target: True classes or `ignore_index`, same shape.
+        num_classes: K.
+        ignore_index: Pixels with this true label are not counted.
+
+    Returns:
+        (K, K), int64, on the inputs' device.
+
+    Raises:
+        ValueError: shapes differ, or a label is neither a class nor `ignore_index`.
+    """
+    pred, target = torch.as_tensor(pred), torch.as_tensor(target)
+    if pred.shape != target.shape:
+        raise ValueError(f"prediction {tuple(pred.shape)} and truth {tuple(target.shape)} differ in shape")
+    if pred.numel() == 0:
+        return torch.zeros(num_classes, num_classes, dtype=torch.int64, device=pred.device)
+    ignored = target == ignore_index
+    classes = target.masked_fill(ignored, 0)
+    _check_labels("prediction", pred, num_classes)
+    _check_labels("truth", classes, num_classes)
+    cells = classes.to(torch.int32).mul_(num_classes).add_(pred.to(torch.int32))
+    # One cell past the matrix collects what is ignored: cheaper than picking the valid pixels out first.
+    cells.masked_fill_(ignored, num_classes * num_classes)
+    counts = torch.bincount(cells.flatten(), minlength=num_classes * num_classes + 1)
+    return counts[:-1].view(num_classes, num_classes)
+
+
+def scores(matrix: Tensor) -> Scores:
+    """Score a confusion matrix, or the sum of several.
+
+    Args:
+        matrix: (K, K) pixel counts, rows truth.
+    """
+    counts = matrix.to("cpu", torch.float64)
+    right, truth, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
+    iou = right / (truth + predicted - right)  # 0 / 0 is nan: an absent class
+    return Scores(
+        miou=float(iou.nanmean()),
+        pixel_accuracy=float(right.sum() / counts.sum()),
+        mean_accuracy=float((right / truth).nanmean()),
+        iou=tuple(iou.tolist()),
+    )
+
+
+def _check_labels(name: str, labels: Tensor, num_classes: int) -> None:
+    least, most = (int(label) for label in labels.aminmax())
+    if least < 0 or most >= num_classes:
+        raise ValueError(f"the {name} holds labels {least}..{most}; the classes are 0..{num_classes - 1}")

@@ -1,0 +1,1 @@
+"""Layouts of raw datasets: what each is called, where its pictures are, which labels its masks hold."""

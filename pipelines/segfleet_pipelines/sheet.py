@@ -1,0 +1,104 @@
+"""A picture sheet of a split: samples with their labels over them, and a legend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from segfleet.errors import DataError
+from segfleet_pipelines.picture import Palette, Pixels, colorize, decode_image, decode_mask, overlay
+from segfleet_pipelines.reader import SampleIndex
+
+_TILE_WIDTH, _TILE_HEIGHT = 300, 225  # a picture is scaled to fit, pixels
+_GAP, _TEXT, _SWATCH = 12, 18, 14
+_PAPER, _INK, _FAINT = (255, 255, 255), (30, 30, 30), (110, 110, 110)
+_IGNORED = (0, 0, 0)
+
+
+def write_sheet(location: str | Path, out: Path, split: str, count: int = 12) -> None:
+    """Write a PNG of `count` samples spread evenly over a split.
+
+    Each row of the sheet shows two samples, each as picture, overlay and mask.
+
+    Raises:
+        DataError: no such dataset or split, a damaged sample, or `out` cannot be written.
+    """
+    index = SampleIndex.load(location, split)
+    manifest = index.manifest
+    chosen = np.unique(np.linspace(0, len(index) - 1, min(count, len(index))).round().astype(int))
+    rows = [_sample_row(index, int(i)) for i in chosen]
+    shown = np.flatnonzero(index.class_pixels.sum(axis=0))
+    title = f"{manifest.name}, {split}: {len(chosen)} of {len(index)} samples"
+    entries = [(manifest.class_names[i], manifest.palette[i]) for i in shown]
+    sheet = _assemble(title, rows, entries)
+    try:
+        sheet.save(out, format="PNG")
+    except OSError as error:
+        raise DataError(f"{out} cannot be written: {error.strerror or error}; choose another place") from error
+
+
+def _sample_row(index: SampleIndex, i: int) -> tuple[str, list[Image.Image]]:
+    """Caption, then picture, overlay and mask, scaled to the tile."""
+    key, image_bytes, mask_bytes = index.read_sample(i)
+    try:
+        image, mask = decode_image(image_bytes), decode_mask(mask_bytes)
+    except DataError as error:
+        raise DataError(f"shard {index.shard_of(i)!r}, key {key!r}: {error}") from error
+    palette: Palette = index.manifest.palette
+    height, width = mask.shape
+    views = [_scaled(image, smooth=True), _scaled(overlay(image, mask, palette), smooth=True)]
+    return f"{key}  {width} x {height}", [*views, _scaled(colorize(mask, palette), smooth=False)]
+
+
+def _scaled(picture: Pixels, *, smooth: bool) -> Image.Image:
+    height, width = picture.shape[:2]
+    factor = min(_TILE_WIDTH / width, _TILE_HEIGHT / height)
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST)
+
+
+def _assemble(
+    title: str, rows: list[tuple[str, list[Image.Image]]], entries: list[tuple[str, tuple[int, int, int]]]
+) -> Image.Image:
+    font, small = ImageFont.load_default(18), ImageFont.load_default(13)
+    columns = 2 if len(rows) > 1 else 1
+    group = 3 * _TILE_WIDTH + 2 * _GAP // 3
+    width = columns * group + (columns + 1) * 2 * _GAP
+    legend = _legend_places(entries, width, small)
+    legend_height = max((y for _, y in legend), default=0) + _TEXT + _GAP
+    lines = [rows[start : start + columns] for start in range(0, len(rows), columns)]
+    heights = [max(view.height for _, views in line for view in views) + _TEXT + _GAP for line in lines]
+    sheet = Image.new("RGB", (width, 3 * _GAP + _TEXT + legend_height + sum(heights)), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((2 * _GAP, _GAP), title, _INK, font)
+    top = 2 * _GAP + _TEXT
+    for (name, color), (x, y) in zip([*entries, ("ignored", _IGNORED)], legend, strict=True):
+        draw.rectangle((x, top + y, x + _SWATCH, top + y + _SWATCH), color, _FAINT)
+        draw.text((x + _SWATCH + 5, top + y), name, _INK, small)
+    top += legend_height
+    for line, height in zip(lines, heights, strict=True):
+        for column, (caption, views) in enumerate(line):
+            left = 2 * _GAP + column * (group + 2 * _GAP)
+            draw.text((left, top), caption, _FAINT, small)
+            for view in views:
+                sheet.paste(view, (left, top + _TEXT))
+                left += view.width + _GAP // 3
+        top += height
+    return sheet
+
+
+def _legend_places(
+    entries: list[tuple[str, tuple[int, int, int]]], width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont
+) -> list[tuple[int, int]]:
+    """Upper left corner of each entry and of the one for ignored pixels, broken into lines."""
+    places = []
+    x, y = 2 * _GAP, 0
+    for name in [*(name for name, _ in entries), "ignored"]:
+        needed = _SWATCH + 5 + round(font.getlength(name)) + 2 * _GAP
+        if x + needed > width and x > 2 * _GAP:
+            x, y = 2 * _GAP, y + _TEXT + 4
+        places.append((x, y))
+        x += needed
+    return places

@@ -1,0 +1,72 @@
+"""Verbs for prepared datasets: prepare, verify, inspect. The data tools do the work in a process of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segfleet.cli.children import options, require, run_module
+
+_TOOL = "segfleet_pipelines.tool"
+_NEEDED = ("numpy", "cv2", "PIL", "pyarrow", "webdataset")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
+Location = Annotated[str, typer.Argument(metavar="URI", help="Folder of a prepared dataset, a path or file://.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the application."""
+    app.command()(prepare)
+    app.command()(verify)
+    app.command()(inspect)
+
+
+def prepare(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="folder, camvid or synthetic.")],
+    out: Annotated[str, typer.Option(help="Folder to write; must not hold a finished dataset.")],
+    raw: Annotated[str | None, typer.Option(help="Folder of the raw data; none for synthetic.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Checking processes; never change the result.")] = None,
+    samples: Annotated[int | None, typer.Option(min=2, help="Number of pictures; synthetic only.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the split and of synthetic pictures.")] = None,
+    val_share: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Validation share, without lists.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn raw pictures and masks into shards with a manifest.
+
+    Example: segfleet prepare camvid --raw data/camvid --out shards/camvid
+
+    Example: segfleet prepare folder --raw my-pictures --out shards/mine --processes 8
+    """
+    given = options(
+        raw=raw, out=out, processes=processes, samples=samples, seed=seed, val_share=val_share, json=as_json
+    )
+    _run("prepare", [dataset, *given])
+
+
+def verify(location: Location, as_json: Json = False) -> None:
+    """Check every byte, picture and label of a prepared dataset.
+
+    Example: segfleet verify shards/camvid
+    """
+    _run("verify", [location, *options(json=as_json)])
+
+
+def inspect(
+    location: Location,
+    sheet: Annotated[Path | None, typer.Option(help="PNG to write (default: NAME-SPLIT-sheet.png, here).")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the sheet (default: the first one).")] = None,
+    count: Annotated[int | None, typer.Option(min=1, max=100, help="Samples on the sheet.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print classes, pixel shares and sizes of a prepared dataset, and write a sheet with overlays.
+
+    Example: segfleet inspect shards/camvid --sheet sheet.png --split val
+    """
+    _run("inspect", [location, *options(sheet=sheet, split=split, count=count, json=as_json)])
+
+
+def _run(verb: str, arguments: list[str]) -> None:
+    require(verb, _NEEDED, "train")
+    raise typer.Exit(run_module(_TOOL, [verb, *arguments]))

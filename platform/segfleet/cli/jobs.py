@@ -1,0 +1,265 @@
+"""Verbs for jobs: check, submit, jobs, show, logs, cancel, retry, report."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.table import Table
+from rich.text import Text
+
+from segfleet.cli.children import options, require, run_module
+from segfleet.cli.follow import follow_job, print_log
+from segfleet.cli.output import ago, clean, duration, note, number, print_json, say, stdout
+from segfleet.client import Client
+from segfleet.errors import ServiceError, SettingsError, SpecError
+from segfleet.spec.document import apply_overrides, read_document
+from segfleet.spec.resolve import resolve_spec, to_document
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job, as 'segfleet jobs' lists it.")]
+SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="YAML or JSON file of a job spec.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one value of the spec; repeatable.")
+]
+
+_STATE_STYLES = {"running": "cyan", "starting": "cyan", "succeeded": "green", "failed": "red", "cancelled": "yellow"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the application."""
+    for verb in (check, submit, jobs, show, logs, cancel, retry, report):
+        app.command()(verb)
+
+
+def check(spec: SpecFile, changes: Changes = None, as_json: Json = False) -> None:
+    """Validate a spec, fill in its defaults and show the plan: all errors at once, nothing started.
+
+    Works without a service; with one, its queue's rules are asked too.
+
+    Example: segfleet check jobs/specs/camvid-seg-s.yaml --set train.steps=500
+    """
+    try:
+        document = _read(spec, changes)
+        resolved = to_document(resolve_spec(document, str(spec)))
+        _ask_service(document)
+    except SpecError as error:
+        if as_json:
+            print_json({"ok": False, "problems": error.as_json()})
+        raise
+    if as_json:
+        print_json({"ok": True, "spec": resolved})
+        return
+    sys.stdout.write(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=False))
+    note(f"{spec} is valid: {_plan(resolved)}")
+
+
+def submit(
+    spec: SpecFile,
+    changes: Changes = None,
+    key: Annotated[str | None, typer.Option(help="Idempotency key: the same key and spec give the same job.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Show live progress; exit 0 if the job succeeds.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put a job into the queue.
+
+    Example: segfleet submit jobs/specs/camvid-seg-s.yaml --follow
+
+    Example: segfleet submit spec.yaml --set data.shards=shards/mine --set optim.lr=0.01 --key nightly-7
+    """
+    document = _read(spec, changes)
+    resolve_spec(document, str(spec))
+    with Client() as client:
+        job = client.submit(document, key=key)
+        if not as_json:
+            known = " was submitted before under this key" if job.get("replayed") else " submitted"
+            say(f"{job['id']}{known} ({job['name']})")
+        if not follow:
+            if as_json:
+                print_json(job)
+            else:
+                say(f"{job['state']}: {job['reason']}" if job["reason"] else job["state"])
+                say(f"see it with: segfleet show {job['id']}, segfleet logs {job['id']} --follow")
+            return
+        job = follow_job(client, job["id"])
+    if as_json:
+        print_json(job)
+    else:
+        _print_outcome(job)
+    raise typer.Exit(0 if job["state"] == "succeeded" else 1)
+
+
+def jobs(
+    state: Annotated[str | None, typer.Option(help="Only these: queued, starting, running, succeeded, ...")] = None,
+    project: Annotated[str | None, typer.Option(help="Only jobs of this project.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many, the newest first.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """List jobs, the newest first.
+
+    Example: segfleet jobs --state running
+    """
+    with Client() as client:
+        found = client.jobs(state=state, project=project, limit=limit)
+    if as_json:
+        print_json(found)
+        return
+    if not found:
+        say("no such jobs")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("JOB", "NAME", "KIND", "STATE", "STEP", "mIoU", "AGE", "REASON"):
+        table.add_column(column, no_wrap=column not in ("NAME", "REASON"), overflow="fold")
+    for job in found:
+        table.add_row(*_job_cells(job))
+    stdout().print(table)
+
+
+def show(job_id: JobId, as_json: Json = False) -> None:
+    """Show one job: state, progress, attempts, history, result.
+
+    Example: segfleet show job-ab2c3d4e
+    """
+    with Client() as client:
+        job = client.job(job_id)
+        events = client.events(job_id)
+    if as_json:
+        print_json({**job, "events": events})
+        return
+    _print_job(job)
+    for event in events:
+        target = f" -> {event['target']}" if event["target"] else ""
+        say(f"  {ago(event['at'])} ago: {event['kind']}{target} (by {event['who']})")
+    _print_outcome(job)
+
+
+def logs(
+    job_id: JobId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job's log is complete.")] = False,
+) -> None:
+    """Print the log of a job, all attempts in order; survives the end of the cluster.
+
+    Example: segfleet logs job-ab2c3d4e --follow
+    """
+    with Client() as client:
+        try:
+            print_log(client.logs(job_id, follow=follow))
+        except KeyboardInterrupt:
+            note(f"stopped following; {job_id} goes on")
+            raise typer.Exit(130) from None
+
+
+def cancel(job_id: JobId, as_json: Json = False) -> None:
+    """End a job; it is cancelled once nothing of it runs any more.
+
+    Example: segfleet cancel job-ab2c3d4e
+    """
+    with Client() as client:
+        job = client.cancel(job_id)
+    _answer(job, as_json, "is cancelled" if job["state"] == "cancelled" else "is being cancelled")
+
+
+def retry(
+    job_id: JobId,
+    from_start: Annotated[bool, typer.Option("--from-start", help="Forget the checkpoint.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Queue a failed or cancelled job again, from its last checkpoint.
+
+    Example: segfleet retry job-ab2c3d4e
+    """
+    with Client() as client:
+        job = client.retry(job_id, from_start=from_start)
+    _answer(job, as_json, f"is {job['state']} again")
+
+
+def report(
+    job_id: JobId,
+    out: Annotated[Path | None, typer.Option(help="Folder for the files (default: report-JOB).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write tables, curves and pictures of a finished training.
+
+    Example: segfleet report job-ab2c3d4e --out report
+    """
+    require("report", ("matplotlib", "mlflow", "numpy"), "train")
+    raise typer.Exit(run_module("segfleet_jobs.report", [*options(out=out, json=as_json), "--", job_id]))
+
+
+def _read(spec: Path, changes: list[str] | None) -> dict[str, Any]:
+    return apply_overrides(read_document(spec), changes or [])
+
+
+def _ask_service(document: dict[str, Any]) -> None:
+    """Let a running service find what only it can know; without one the check stays local."""
+    try:
+        with Client(patience_s=0.0) as client:
+            client.check(document)
+    except (SettingsError, ServiceError):
+        note("checked without a service: none answers")
+
+
+def _plan(spec: dict[str, Any]) -> str:
+    if spec["kind"] != "train":
+        return f"{spec['kind']} {spec['dataset']} into {spec['out']}"
+    train, resources = spec["train"], spec["resources"]
+    workers, gpus, cpus = resources["workers"], resources["gpus_per_worker"], resources["cpus_per_worker"]
+    plural = "s" if workers != 1 else ""
+    return (
+        f"{train['steps']} steps of {train['global_batch']} samples at {train['crop']} pixels in {train['precision']}; "
+        f"{workers} worker{plural} with {cpus} CPU and {gpus} GPU each"
+    )
+
+
+def _job_cells(job: dict[str, Any]) -> list[Text]:
+    progress = job["progress"] or {}
+    step = f"{progress['step']}/{progress['num_steps']}" if progress.get("num_steps") else "-"
+    miou = (job["result"] or {}).get("miou", progress.get("miou"))
+    place = f"place {job['place']}: " if job["place"] else ""
+    cells = [job["id"], job["name"], job["kind"], job["state"], step, number(miou), ago(job["created_at"])]
+    texts = [Text(clean(cell)) for cell in cells]
+    texts[3].stylize(_STATE_STYLES.get(job["state"], ""))
+    reason = "cancelling" if job["cancel_requested"] and not job["finished_at"] else job["reason"]
+    return [*texts, Text(clean(f"{place}{reason}"))]
+
+
+def _print_job(job: dict[str, Any]) -> None:
+    say(f"{job['id']} {job['name']} ({job['kind']}, project {job['project']}, priority {job['priority']})")
+    place = f", place {job['place']}" if job["place"] else ""
+    say(f"{job['state']}{place}{': ' + job['reason'] if job['reason'] else ''}")
+    if job["started_at"] is not None:
+        end = job["finished_at"]
+        say(f"started {ago(job['started_at'])} ago, " + (f"took {ago(job['started_at'], end)}" if end else "runs"))
+    progress = job["progress"]
+    if progress and progress.get("num_steps"):
+        figures = f"loss {number(progress.get('loss'))}, mIoU {number(progress.get('miou'))}"
+        say(f"step {progress['step']}/{progress['num_steps']}, {figures}, left {duration(progress.get('eta_s'))}")
+    for attempt in job["attempts"]:
+        why = f": {attempt['failure']['message']}" if attempt["failure"] else ""
+        say(f"  {attempt['id']} {attempt['state']}{why}")
+
+
+def _print_outcome(job: dict[str, Any]) -> None:
+    result = job["result"] or {}
+    if job["state"] == "failed" and job["error"]:
+        note(f"{job['id']} failed ({job['error']['class']}): {job['error']['message']}")
+        note(f"see: segfleet logs {job['id']}; once mended: segfleet retry {job['id']}")
+    elif job["state"] == "succeeded":
+        miou = f", mIoU {number(result['miou'])}" if "miou" in result else ""
+        say(f"{job['id']} succeeded{miou}")
+        model = result.get("model")
+        if model:
+            name = f"{model['name']}@{model['alias']}" if model.get("alias") else f"{model['name']}/{model['version']}"
+            say(f"registered as {model['name']}/{model['version']}; segfleet predict --model {name} IMAGE --out DIR")
+    elif job["state"] == "cancelled":
+        note(f"{job['id']} was cancelled")
+
+
+def _answer(job: dict[str, Any], as_json: bool, what: str) -> None:
+    if as_json:
+        print_json(job)
+    else:
+        say(f"{job['id']} {what}")

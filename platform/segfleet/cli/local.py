@@ -1,0 +1,169 @@
+"""Verbs of the stack on this machine: up, down, status."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from segfleet.cli.children import options, require
+from segfleet.cli.output import note, print_json, say
+from segfleet.client import Client
+from segfleet.errors import SegfleetError, SettingsError
+from segfleet.settings import DEFAULT_PORT, Home, child_environment, default_home, service_address
+
+_NEEDED = ("psutil", "ray", "flask", "mlflow")
+_POLL_S = 0.25
+
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="Home folder (default: $SEGFLEET_HOME or ~/.segfleet).")
+]
+Port = Annotated[int, typer.Option(min=1, max=65_535, help="Port of the service on 127.0.0.1.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the application."""
+    for verb in (up, down, status):
+        app.command()(verb)
+
+
+def up(
+    home: HomeOption = None,
+    port: Port = DEFAULT_PORT,
+    detach: Annotated[bool, typer.Option("--detach", help="Return once everything answers.")] = False,
+) -> None:
+    """Start Ray, MLflow and the service on this machine.
+
+    They are kept running until Ctrl-C or 'segfleet down'.
+
+    Everything listens on 127.0.0.1 only. Whatever dies is started again; jobs go on from their last checkpoint.
+
+    Example: segfleet up
+
+    Example: segfleet up --home /data/segfleet --port 8800 --detach
+    """
+    require("up", _NEEDED, "server")
+    where = _home(home)
+    if detach:
+        _up_detached(where, port)
+    else:
+        _up_here(where, port)
+
+
+def down(home: HomeOption = None) -> None:
+    """Stop what 'segfleet up' started on this home.
+
+    Queued and running jobs wait for the next 'up'.
+
+    Example: segfleet down
+    """
+    require("down", _NEEDED[:1], "server")
+    from segfleet.cluster.local import down as end
+
+    where = _home(home)
+    say("stopped" if end(where, say) else f"nothing is running on home {where.root}")
+
+
+def status(home: HomeOption = None, as_json: Json = False) -> None:
+    """Show whether Ray, MLflow and the service answer.
+
+    With their memory, and the queue in numbers; exit code 1 if not all answer.
+
+    Example: segfleet status
+    """
+    where = _home(home)
+    parts, service = _parts(where), _service_status(where)
+    if as_json:
+        print_json({"parts": parts, "service": service})
+    else:
+        _print_status(parts, service)
+    raise typer.Exit(0 if service is not None and all(part["answers"] for part in parts) else 1)
+
+
+def _home(given: Path | None) -> Home:
+    return default_home() if given is None else default_home({"SEGFLEET_HOME": str(given)})
+
+
+def _up_here(home: Home, port: int) -> None:
+    from segfleet.cluster.local import up as run
+    from segfleet.cluster.state import State
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: stop.set())
+
+    def ready(state: State) -> None:
+        say(f"ready: {state.url} (token in {home.token}); 'segfleet down' or Ctrl-C here stops everything")
+        if home != default_home():
+            say(f"for the other commands: export SEGFLEET_HOME={home.root}")
+
+    say(f"starting on home {home.root}")
+    run(home, port, stop, say, ready)
+    say("stopped")
+
+
+def _up_detached(home: Home, port: int) -> None:
+    from segfleet.cluster.state import State
+
+    home.create()
+    log = home.logs / "up.log"
+    with log.open("wb") as out:
+        command = [sys.executable, "-m", "segfleet.cli.main", "up", *options(home=home.root, port=port)]
+        child = subprocess.Popen(
+            command,
+            env=child_environment({"PYTHONUNBUFFERED": "1"}),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        while child.poll() is None:
+            sys.stdout.write(lines.read())
+            sys.stdout.flush()
+            state = State.load(home)
+            if state is not None and state.ready and state.up_pid == child.pid:
+                sys.stdout.write(lines.read())
+                say(f"running in the background (pid {child.pid}, log {log})")
+                return
+            time.sleep(_POLL_S)
+        sys.stderr.write(lines.read())
+    raise typer.Exit(child.returncode if child.returncode > 0 else 1)
+
+
+def _parts(home: Home) -> list[dict[str, Any]]:
+    try:
+        require("status", _NEEDED[:1], "server")
+    except SettingsError:
+        # A client's machine: there is nothing here but the service elsewhere.
+        return []
+    from dataclasses import asdict
+
+    from segfleet.cluster.local import status as look
+
+    return [asdict(part) for part in look(home)]
+
+
+def _service_status(home: Home) -> dict[str, Any] | None:
+    try:
+        with Client(*service_address(home), patience_s=0.0) as client:
+            return client.status()
+    except SegfleetError as error:
+        note(str(error))
+        return None
+
+
+def _print_status(parts: list[dict[str, Any]], service: dict[str, Any] | None) -> None:
+    for part in parts:
+        state = "answers" if part["answers"] else "does not answer" if part["pid"] else "is not running"
+        say(f"{part['name']:8} {part['address']:24} {state}, pid {part['pid'] or '-'}, {part['memory_mib']:.0f} MiB")
+    if service is not None:
+        counts = ", ".join(f"{count} {state}" for state, count in service["jobs"].items() if count) or "none"
+        say(f"jobs: {counts}")

@@ -1,0 +1,141 @@
+"""Verbs for registered models: models list, show and pull, and predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from segfleet.cli.children import options, require, run_module
+from segfleet.cli.output import ago, clean, number, print_json, say, stdout
+from segfleet.client import Client
+
+app = typer.Typer(
+    help="The model registry: list, show, pull.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
+)
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
+Reference = Annotated[str, typer.Argument(metavar="MODEL", help="NAME@ALIAS or NAME/VERSION.")]
+
+
+def register(application: typer.Typer) -> None:
+    """Add `predict` to the application."""
+    application.command()(predict)
+
+
+@app.command("list")
+def list_models(as_json: Json = False) -> None:
+    """List the registered models.
+
+    Example: segfleet models list
+    """
+    with Client() as client:
+        models = client.models()
+    if as_json:
+        print_json(models)
+        return
+    if not models:
+        say("no models yet; a job with a 'register' section makes one")
+        return
+    table = _table("NAME", "LATEST", "ALIASES", "CHANGED")
+    for model in models:
+        aliases = ", ".join(f"@{alias} -> {version}" for alias, version in model["aliases"].items())
+        _row(table, model["name"], model["latest_version"], aliases, f"{ago(model['updated_at'])} ago")
+    stdout().print(table)
+
+
+@app.command()
+def show(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="NAME, NAME@ALIAS or NAME/VERSION.")],
+    as_json: Json = False,
+) -> None:
+    """Show a model's versions, or one version with its metrics and tags.
+
+    Example: segfleet models show segmenter-camvid
+
+    Example: segfleet models show segmenter-camvid@candidate
+    """
+    with Client() as client:
+        document = client.model(model)
+    if as_json:
+        print_json(document)
+    elif "versions" in document:
+        _show_versions(document)
+    else:
+        _show_version(document)
+
+
+@app.command()
+def pull(
+    model: Reference,
+    out: Annotated[Path, typer.Option(help="Folder to make; must not exist.")],
+    as_json: Json = False,
+) -> None:
+    """Fetch the files of a model version.
+
+    Example: segfleet models pull segmenter-camvid@candidate --out model
+    """
+    with Client() as client:
+        folder = client.pull(model, out)
+    if as_json:
+        print_json({"model": model, "folder": str(folder)})
+    else:
+        say(f"{model} is in {folder}")
+
+
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="JPEG or PNG pictures.")],
+    model: Annotated[str, typer.Option(help="NAME@ALIAS, NAME/VERSION, or the folder of a pulled model.")],
+    out: Annotated[Path, typer.Option(help="Folder for masks and overlays.")],
+    as_json: Json = False,
+) -> None:
+    """Write masks and overlays of pictures, by a registered model.
+
+    Example: segfleet predict --model segmenter-camvid@candidate street.jpg --out predictions
+    """
+    require("predict", ("torch", "timm", "mlflow", "PIL"), "train")
+    # A picture's name may begin with a dash, so that the names stand behind a double one.
+    given = [*options(model=model, out=out, json=as_json), "--", *map(str, images)]
+    raise typer.Exit(run_module("segfleet_jobs.predict", given))
+
+
+def _show_versions(model: dict[str, Any]) -> None:
+    table = _table("VERSION", "ALIASES", "mIoU", "JOB", "MADE")
+    for version in model["versions"]:
+        aliases = ", ".join(f"@{alias}" for alias in version["aliases"])
+        made = f"{ago(version['created_at'])} ago"
+        _row(table, version["version"], aliases, _miou(version), version["job"], made)
+    say(model["name"])
+    stdout().print(table)
+
+
+def _show_version(version: dict[str, Any]) -> None:
+    aliases = ", ".join(f"@{alias}" for alias in version["aliases"]) or "no alias"
+    say(f"{version['name']}/{version['version']} ({aliases}), made {ago(version['created_at'])} ago")
+    table = _table("", "")
+    table.show_header = False
+    _row(table, "job", version["job"])
+    _row(table, "MLflow run", version["run_id"])
+    for name, value in sorted(version["metrics"].items()):
+        _row(table, name, number(value))
+    for name, value in sorted(version["tags"].items()):
+        _row(table, name, value)
+    stdout().print(table)
+
+
+def _miou(version: dict[str, Any]) -> str:
+    metrics = version["metrics"]
+    return number(metrics.get("miou", metrics.get("val/miou")))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _row(table: Table, *cells: object) -> None:
+    table.add_row(*(Text("-" if cell is None else clean(cell)) for cell in cells))

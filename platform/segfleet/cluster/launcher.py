@@ -1,0 +1,221 @@
+"""The door to Ray: its Jobs REST API, spoken with httpx so that the service needs no Ray of its own.
+
+Ray keeps jobs in memory only, and forgets them all when its head restarts: `session` tells one head's life from the
+next. Its word on a job is a hint, never proof; the queue believes heartbeats and completion calls.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import httpx
+
+from segfleet.errors import LaunchError
+from segfleet.queue.scheduler import Capacity
+
+# The one table from a job's kind to the module that runs it.
+ENTRY_MODULES = {"train": "segfleet_jobs.train", "prepare": "segfleet_jobs.prepare"}
+# The first submission to a new head has to wait for the head's own agent.
+_TIMEOUT = httpx.Timeout(10.0, connect=2.0)
+_MAX_NODES = 10_000
+
+
+class ClusterUnreachableError(LaunchError):
+    """Ray does not answer, or not to us; nothing can be known of any job until it does."""
+
+    code = "cluster_unreachable"
+
+
+class SubmissionRefusedError(LaunchError):
+    """Ray is there and says that this submission is wrong; sending it again would not help."""
+
+    code = "submission_refused"
+
+
+class RayState(StrEnum):
+    """Ray's own states of a job."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    STOPPED = "STOPPED"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class RayJobStatus:
+    """What Ray says of a submission.
+
+    Attributes:
+        message: Ray's explanation; after a failure it ends with the last lines of the log.
+    """
+
+    state: RayState
+    message: str = ""
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether Ray considers the job over."""
+        return self.state in (RayState.STOPPED, RayState.SUCCEEDED, RayState.FAILED)
+
+
+def entrypoint(kind: str, python: str = sys.executable) -> str:
+    """The command Ray runs in a shell: a constant for each kind of job, holding nothing that a user wrote.
+
+    Args:
+        kind: Kind of job.
+        python: Interpreter on the cluster's nodes.
+    """
+    return f"{shlex.quote(python)} -m {ENTRY_MODULES[kind]}"
+
+
+class Launcher:
+    """Ray's Jobs API at one address.
+
+    Args:
+        address: Base URL of the dashboard, such as http://127.0.0.1:8265.
+        token: Ray's cluster token; None only for a cluster without authentication.
+        transport: Replaces the network, for tests.
+    """
+
+    def __init__(self, address: str, token: str | None, transport: httpx.BaseTransport | None = None) -> None:
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        # Proxy settings of the environment are not meant for the cluster's private address.
+        self._http = httpx.Client(
+            base_url=address, headers=headers, timeout=_TIMEOUT, transport=transport, trust_env=False
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def submit(self, submission_id: str, command: str, env: Mapping[str, str], metadata: Mapping[str, str]) -> None:
+        """Run a command under an id of our choice; an id that Ray knows already is accepted as done.
+
+        Args:
+            submission_id: The attempt's id.
+            command: From `entrypoint`.
+            env: Environment of the driver and its workers. Ray shows it to everyone who may ask it.
+            metadata: Shown by Ray beside the job.
+
+        Raises:
+            SubmissionRefusedError: Ray refuses this submission for good.
+            LaunchError: Ray cannot be reached, or failed; the submission may have been taken or not.
+        """
+        body = {
+            "entrypoint": command,
+            "submission_id": submission_id,
+            "metadata": dict(metadata),
+            "runtime_env": {"env_vars": dict(env)},
+        }
+        answer = self._ask("POST", "/api/jobs/", json=body)
+        # Ray answers a known id with 500 and a traceback around the agent's 400.
+        if answer.is_success or f"submission_id {submission_id} already exists" in answer.text:
+            return
+        if answer.status_code == httpx.codes.BAD_REQUEST:
+            raise SubmissionRefusedError(f"Ray refuses {submission_id}: {_last_line(answer.text)}")
+        raise _failed(answer)
+
+    def status(self, submission_id: str) -> RayJobStatus | None:
+        """What Ray says of a submission; None: this head has never heard of it.
+
+        Raises:
+            LaunchError: Ray failed, or cannot be reached (then ClusterUnreachableError).
+        """
+        answer = self._ask("GET", f"/api/jobs/{submission_id}")
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return None
+        document = self._document(answer)
+        try:
+            return RayJobStatus(RayState(document["status"]), str(document.get("message") or ""))
+        except (KeyError, ValueError) as error:
+            raise LaunchError(f"Ray at {self._http.base_url} describes {submission_id} in an unknown way") from error
+
+    def stop(self, submission_id: str) -> None:
+        """Ask Ray to stop a job: SIGTERM, then SIGKILL after the head's RAY_JOB_STOP_WAIT_TIME_S.
+
+        Stopping a job that is over, or that Ray does not know, does nothing.
+
+        Raises:
+            LaunchError: Ray failed, or cannot be reached (then ClusterUnreachableError).
+        """
+        answer = self._ask("POST", f"/api/jobs/{submission_id}/stop")
+        if answer.status_code != httpx.codes.NOT_FOUND:
+            self._document(answer)
+
+    def logs(self, submission_id: str) -> str:
+        """All that the job's driver has printed so far; empty if Ray does not know the job.
+
+        Raises:
+            LaunchError: Ray failed, or cannot be reached (then ClusterUnreachableError).
+        """
+        answer = self._ask("GET", f"/api/jobs/{submission_id}/logs")
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return ""
+        return str(self._document(answer).get("logs") or "")
+
+    def session(self) -> str:
+        """Name of the head's life; another name means that Ray has forgotten every job.
+
+        Raises:
+            LaunchError: Ray failed, or cannot be reached (then ClusterUnreachableError).
+        """
+        return str(self._document(self._ask("GET", "/api/version")).get("session_name", ""))
+
+    def capacity(self) -> Capacity:
+        """Totals over the nodes that are alive.
+
+        Raises:
+            LaunchError: Ray failed, or cannot be reached (then ClusterUnreachableError).
+        """
+        answer = self._ask("GET", "/api/v0/nodes", params={"detail": "1", "limit": _MAX_NODES})
+        document = self._document(answer)
+        try:
+            nodes = [node for node in document["data"]["result"]["result"] if node["state"] == "ALIVE"]
+            totals = [node["resources_total"] for node in nodes]
+        except (KeyError, TypeError) as error:
+            raise LaunchError(f"Ray at {self._http.base_url} describes its nodes in an unknown way") from error
+        return Capacity(
+            cpus=int(sum(total.get("CPU", 0) for total in totals)),
+            gpus=int(sum(total.get("GPU", 0) for total in totals)),
+            nodes=len(nodes),
+        )
+
+    def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
+        try:
+            answer = self._http.request(method, path, **request)
+        except httpx.HTTPError as error:
+            raise ClusterUnreachableError(
+                f"Ray at {self._http.base_url} cannot be reached ({type(error).__name__}); is the cluster up?"
+            ) from error
+        if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            raise ClusterUnreachableError(
+                f"Ray at {self._http.base_url} refuses the service's token (HTTP {answer.status_code}); "
+                "start the service with the cluster's token"
+            )
+        return answer
+
+    def _document(self, answer: httpx.Response) -> dict[str, Any]:
+        if not answer.is_success:
+            raise _failed(answer)
+        try:
+            document = answer.json()
+        except ValueError as error:
+            raise LaunchError(f"{answer.url} does not answer like Ray's Jobs API; check the address") from error
+        if not isinstance(document, dict):
+            raise LaunchError(f"{answer.url} does not answer like Ray's Jobs API; check the address")
+        return document
+
+
+def _failed(answer: httpx.Response) -> LaunchError:
+    return LaunchError(f"Ray answers {answer.url.path} with HTTP {answer.status_code}: {_last_line(answer.text)}")
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip(" .")]
+    return lines[-1][:300] if lines else "no explanation"

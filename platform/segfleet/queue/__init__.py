@@ -1,0 +1,1 @@
+"""The durable queue: jobs, attempts, events, and the rules that move them."""

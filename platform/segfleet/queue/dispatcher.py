@@ -1,0 +1,315 @@
+"""The service's hands: looks at Ray and the clock, and carries out what the pure parts decide.
+
+One turn is `step`: settle every open attempt (adopt, lose, stop, cancel, close; copy its log), then start what the
+scheduler wants started. A turn may be cut off anywhere, by `kill -9` too: what it had committed is found by the next.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from segfleet.cluster.launcher import ClusterUnreachableError, RayJobStatus, SubmissionRefusedError, entrypoint
+from segfleet.errors import LaunchError, SegfleetError
+from segfleet.queue import fencing, lifecycle, reconcile, scheduler
+from segfleet.queue.leases import LeaseWatch
+from segfleet.queue.model import Attempt, Job
+from segfleet.queue.reconcile import Sight
+from segfleet.queue.scheduler import Capacity, Start, Wait
+from segfleet.queue.service import Board, Queue
+from segfleet.queue.states import FailureClass, JobState
+from segfleet.settings import Settings
+from segfleet.spec.sections import duration_s
+
+CAPACITY_EVERY_S = 5.0
+LOG_EVERY_S = 2.0
+STOP_EVERY_S = 5.0
+COMPLAIN_EVERY_S = 60.0
+_MAX_RAY_MESSAGE = 2000
+
+logger = logging.getLogger(__name__)
+
+
+class ClusterDoor(Protocol):
+    """What the dispatcher needs of a cluster; see `segfleet.cluster.launcher.Launcher`."""
+
+    def submit(self, submission_id: str, command: str, env: Mapping[str, str], metadata: Mapping[str, str]) -> None:
+        """Run a command under this id, or find that it was taken already."""
+
+    def status(self, submission_id: str) -> RayJobStatus | None:
+        """What the cluster says of a submission, None if nothing."""
+
+    def stop(self, submission_id: str) -> None:
+        """Ask for its end."""
+
+    def logs(self, submission_id: str) -> str:
+        """All it has printed."""
+
+    def session(self) -> str:
+        """Name of the cluster's present life."""
+
+    def capacity(self) -> Capacity:
+        """Totals of the cluster."""
+
+
+@dataclass(slots=True)
+class _Pace:
+    """Keeps an action on something to once in a while."""
+
+    every_s: float
+    last: dict[str, float]
+
+    def is_due(self, key: str, now: float) -> bool:
+        if now - self.last.get(key, float("-inf")) < self.every_s:
+            return False
+        self.last[key] = now
+        return True
+
+
+class Dispatcher:
+    """Moves jobs between the queue and the cluster; at most one runs on a database.
+
+    Args:
+        queue: The jobs.
+        launcher: The cluster.
+        settings: Addresses for the jobs' environment, timings, and the folder of logs.
+        python: Interpreter on the cluster's nodes; default: the service's own.
+    """
+
+    def __init__(self, queue: Queue, launcher: ClusterDoor, settings: Settings, python: str | None = None) -> None:
+        self._queue = queue
+        self._launcher = launcher
+        self._settings = settings
+        self._python = python
+        self._leases = LeaseWatch(settings.lease_s, settings.start_deadline_s)
+        self._codes: dict[str, str] = {}
+        self._log_pace = _Pace(LOG_EVERY_S, {})
+        self._stop_pace = _Pace(STOP_EVERY_S, {})
+        self._complaint_pace = _Pace(COMPLAIN_EVERY_S, {})
+        self._capacity_pace = _Pace(CAPACITY_EVERY_S, {})
+        self._session: str | None = None
+        self._capacity: Capacity | None = None
+        self._trouble = ""
+
+    def run(self, stop: threading.Event) -> None:
+        """Take turns until told to stop. A turn that fails is logged, and the next one tries again."""
+        while not stop.is_set():
+            try:
+                self.step(self._queue.clock())
+            except SegfleetError as error:
+                logger.warning("dispatcher: %s", error)
+            except Exception:
+                logger.exception("dispatcher: a turn failed")
+            stop.wait(self._settings.poll_s)
+
+    def step(self, now: float) -> None:
+        """Take one turn.
+
+        Args:
+            now: Seconds since the epoch, by a clock that does not jump.
+
+        Raises:
+            QueueUnavailableError: the database refuses; nothing is lost.
+        """
+        self._look(now)
+        self._settle(now)
+        self._dispatch(now)
+
+    def _look(self, now: float) -> None:
+        try:
+            session = self._launcher.session()
+            if session != self._session or self._capacity is None or self._capacity_pace.is_due("", now):
+                self._capacity = self._launcher.capacity()
+            self._session = session
+            self._trouble = "" if self._capacity.nodes else "the cluster has no node yet"
+        except LaunchError as error:
+            self._lose_sight(error)
+
+    def _lose_sight(self, error: LaunchError) -> None:
+        if not self._trouble:
+            logger.warning("dispatcher: %s", error)
+        self._session, self._capacity, self._trouble = None, None, str(error)
+
+    def _note_failure(self, attempt: Attempt, error: LaunchError, now: float) -> None:
+        """Ray failed in a call about one attempt: the others go on, unless it is not there at all."""
+        if isinstance(error, ClusterUnreachableError):
+            self._lose_sight(error)
+        elif self._complaint_pace.is_due(attempt.id, now):
+            logger.warning("%s: %s", attempt.id, error)
+
+    # Open attempts
+
+    def _settle(self, now: float) -> None:
+        with self._queue.store.read() as tx:
+            attempts = tx.open_attempts()
+            jobs = {job.id: job for job in tx.holding_jobs()}
+        late = self._leases.overdue((attempt for attempt in attempts if attempt.is_alive), now)
+        for attempt in attempts:
+            job = jobs.get(attempt.job_id)
+            if job is not None:
+                self._settle_one(job, attempt, late.get(attempt.id, ""), now)
+
+    def _settle_one(self, job: Job, attempt: Attempt, overdue: str, now: float) -> None:
+        sight = self._sight(attempt, now)
+        action: reconcile.Action
+        if attempt.is_alive:
+            over_time = self._over_time(job, now)
+            action = reconcile.decide_alive(job, attempt, sight, overdue=overdue, over_time=over_time)
+        else:
+            action = reconcile.decide_ended(attempt, sight, now)
+        try:
+            self._apply(action, job, attempt, now)
+            known = sight is not None and sight.status is not None
+            if known and not isinstance(action, reconcile.Close) and self._log_pace.is_due(attempt.id, now):
+                self._copy_log(attempt)
+        except LaunchError as error:
+            self._note_failure(attempt, error, now)
+
+    def _sight(self, attempt: Attempt, now: float) -> Sight | None:
+        if self._session is None:
+            return None
+        try:
+            return Sight(self._session, self._launcher.status(attempt.id))
+        except LaunchError as error:
+            self._note_failure(attempt, error, now)
+            return None
+
+    def _over_time(self, job: Job, now: float) -> str:
+        limit = job.spec["queue"]["time_limit"]
+        if limit is None:
+            return ""
+        with self._queue.store.read() as tx:
+            used_s = reconcile.used_s(job, tx.attempts_of(job.id), now)
+        return f"ran for {used_s:.0f} s, queue.time_limit is {limit}" if used_s > duration_s(limit) else ""
+
+    def _apply(self, action: reconcile.Action, job: Job, attempt: Attempt, now: float) -> None:
+        match action:
+            case reconcile.Submit():
+                self._post(job, attempt, now)
+            case reconcile.Adopt(session):
+                self._mark_accepted(attempt, session)
+            case reconcile.Lose(message):
+                self._end(attempt, FailureClass.INFRA, message[-_MAX_RAY_MESSAGE:], now)
+            case reconcile.Expire(message):
+                self._end(attempt, FailureClass.TIME_LIMIT, message, now)
+            case reconcile.Stop():
+                if self._stop_pace.is_due(attempt.id, now):
+                    self._launcher.stop(attempt.id)
+            case reconcile.Cancelled():
+                self._end_cancelled(attempt, now)
+            case reconcile.Close(abandoned):
+                self._close(job, attempt, abandoned, now)
+            case reconcile.Leave():
+                pass
+
+    def _end(self, attempt: Attempt, failure: FailureClass, message: str, now: float) -> None:
+        with self._queue.store.write() as tx:
+            job = tx.job(attempt.job_id)
+            fresh = tx.attempt(attempt.id)
+            # A completion, a report or a heartbeat may have come in since the decision: it wins.
+            if fresh is None or not fresh.is_alive or fresh.beats != attempt.beats:
+                return
+            lifecycle.end_failed(tx, job, fresh, failure, message, now=now, lost=True)
+        logger.info("%s: given up, %s", attempt.id, message.splitlines()[0] if message else "no reason")
+
+    def _end_cancelled(self, attempt: Attempt, now: float) -> None:
+        with self._queue.store.write() as tx:
+            job = tx.job(attempt.job_id)
+            fresh = tx.attempt(attempt.id)
+            if fresh is not None and fresh.is_alive:
+                lifecycle.end_cancelled(tx, job, fresh, now=now)
+
+    def _close(self, job: Job, attempt: Attempt, abandoned: bool, now: float) -> None:
+        try:
+            self._copy_log(attempt)
+        except LaunchError as error:
+            if not abandoned:
+                raise
+            logger.warning("%s: the end of its log is not to be had: %s", attempt.id, error)
+        with self._queue.store.write() as tx:
+            tx.change_attempt(attempt.id, {"closed": True})
+            if abandoned:
+                lifecycle.note(tx, tx.job(job.id), now=now, kind="abandoned", who=lifecycle.SERVICE)
+        for pace in (self._log_pace, self._stop_pace, self._complaint_pace):
+            pace.last.pop(attempt.id, None)
+        self._codes.pop(attempt.id, None)
+
+    def _copy_log(self, attempt: Attempt) -> None:
+        path = log_path(self._settings.home.logs, attempt.id)
+        data = self._launcher.logs(attempt.id).encode("utf-8", errors="replace")
+        try:
+            with path.open("ab") as file:
+                file.write(data[file.tell() :])
+        except OSError as error:
+            logger.warning("%s: its log cannot be written: %s", path, error.strerror)
+
+    # New attempts
+
+    def _dispatch(self, now: float) -> None:
+        with self._queue.store.read() as tx:
+            candidates = tx.candidates()
+            active = [job.needs for job in tx.holding_jobs()]
+        capacity = None if self._trouble else self._capacity
+        decisions = scheduler.plan(candidates, capacity, active, now, self._trouble)
+        waits = {decision.job_id: decision for decision in decisions if isinstance(decision, Wait)}
+        self._queue.board = Board(capacity, self._trouble, waits)
+        for decision in decisions:
+            if isinstance(decision, Start) and self._session is not None:
+                self._start(decision.job_id, now)
+
+    def _start(self, job_id: str, now: float) -> None:
+        code = secrets.token_urlsafe(32)
+        with self._queue.store.write() as tx:
+            job = tx.job(job_id)
+            if job.state != JobState.QUEUED:
+                return
+            attempt = lifecycle.begin_attempt(tx, job, fencing.digest(code), now)
+        self._codes[attempt.id] = code
+        try:
+            self._post(job, attempt, now)
+        except LaunchError as error:
+            # The answer is lost, not necessarily the submission: the next turn looks it up.
+            self._note_failure(attempt, error, now)
+
+    def _post(self, job: Job, attempt: Attempt, now: float) -> None:
+        if self._session is None:
+            return
+        session = self._session
+        code = self._codes.get(attempt.id) or self._new_code(attempt)
+        env = {
+            **self._settings.job_env,
+            "SEGFLEET_URL": self._settings.url,
+            "SEGFLEET_ATTEMPT": attempt.id,
+            "SEGFLEET_CODE": code,
+        }
+        metadata = {"job": job.id, "attempt": str(attempt.number), "fence": str(attempt.fence)}
+        command = entrypoint(job.kind) if self._python is None else entrypoint(job.kind, self._python)
+        try:
+            self._launcher.submit(attempt.id, command, env, metadata)
+        except SubmissionRefusedError as error:
+            self._end(attempt, FailureClass.INFRA, str(error), now)
+            return
+        self._mark_accepted(attempt, session)
+
+    def _new_code(self, attempt: Attempt) -> str:
+        """Replace the code of an attempt that was committed by a service that died before Ray got it."""
+        code = secrets.token_urlsafe(32)
+        with self._queue.store.write() as tx:
+            tx.change_attempt(attempt.id, {"code_hash": fencing.digest(code)})
+        self._codes[attempt.id] = code
+        return code
+
+    def _mark_accepted(self, attempt: Attempt, session: str) -> None:
+        with self._queue.store.write() as tx:
+            tx.change_attempt(attempt.id, {"ray_session": session})
+        self._codes.pop(attempt.id, None)
+
+
+def log_path(logs: Path, attempt_id: str) -> Path:
+    """Where the log of an attempt is kept."""
+    return logs / f"{attempt_id}.log"

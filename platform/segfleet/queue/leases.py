@@ -1,0 +1,59 @@
+"""Who has been silent for too long: the lease on an attempt, kept by watching for changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from segfleet.queue.model import Attempt
+from segfleet.queue.states import AttemptState
+
+
+class LeaseWatch:
+    """Tells which attempts have shown no sign of life for longer than they may.
+
+    It remembers when it last *saw* an attempt change, so it compares no clock times of different processes. A service
+    that has just started has seen nothing: every attempt gets a whole lease before it can be lost. The same grace is
+    given after a pause of the service itself, during which no heartbeat could be received.
+
+    Args:
+        lease_s: Longest silence of a running attempt, seconds.
+        start_deadline_s: Longest time from acceptance by Ray to the claim, seconds.
+    """
+
+    def __init__(self, lease_s: float, start_deadline_s: float) -> None:
+        self._lease_s = lease_s
+        self._start_deadline_s = start_deadline_s
+        self._seen: dict[str, tuple[tuple[object, ...], float]] = {}
+        self._last_look: float | None = None
+
+    def overdue(self, attempts: Iterable[Attempt], now: float) -> dict[str, str]:
+        """Look at all living attempts.
+
+        Args:
+            attempts: Every attempt that is alive.
+            now: Seconds of a clock that does not jump.
+
+        Returns:
+            Attempt id to the reason, for those whose time is up.
+        """
+        paused = self._last_look is not None and now - self._last_look > self._lease_s / 2
+        self._last_look = now
+        seen: dict[str, tuple[tuple[object, ...], float]] = {}
+        late: dict[str, str] = {}
+        for attempt in attempts:
+            sign = (attempt.state, attempt.beats, attempt.ray_session is None)
+            before = self._seen.get(attempt.id)
+            since = now if paused or before is None or before[0] != sign else before[1]
+            seen[attempt.id] = (sign, since)
+            if now - since > self._limit_s(attempt):
+                late[attempt.id] = self._reason(attempt)
+        self._seen = seen
+        return late
+
+    def _limit_s(self, attempt: Attempt) -> float:
+        return self._lease_s if attempt.state == AttemptState.RUNNING else self._start_deadline_s
+
+    def _reason(self, attempt: Attempt) -> str:
+        if attempt.state == AttemptState.RUNNING:
+            return f"no heartbeat for {self._lease_s:g} s"
+        return f"did not start within {self._start_deadline_s:g} s"

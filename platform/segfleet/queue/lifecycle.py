@@ -1,0 +1,233 @@
+"""The life of a job: the only place where jobs and attempts change state.
+
+Every function runs inside the caller's write transaction: the change, the attempt and the line of history are stored
+together or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from segfleet.queue import retry
+from segfleet.queue.model import Attempt, Document, Job, Needs, attempt_id, new_job_id
+from segfleet.queue.states import AttemptState, FailureClass, JobState, check_transition
+from segfleet.queue.store import Transaction
+
+SERVICE = "service"
+FRESH = "waits for the scheduler's next turn"
+
+
+def create(tx: Transaction, spec: Document, needs: Needs, owner: str, now: float) -> Job:
+    """Store a resolved spec as a queued job."""
+    job = tx.insert_job(
+        {
+            "id": new_job_id(),
+            "name": spec["name"],
+            "kind": spec["kind"],
+            "owner": owner,
+            "project": spec["queue"]["project"],
+            "state": JobState.QUEUED,
+            "reason": FRESH,
+            "priority": spec["queue"]["priority"],
+            "cpus": needs.cpus,
+            "gpus": needs.gpus,
+            "spec": spec,
+            "created_at": now,
+            "updated_at": now,
+            "attempt": 0,
+            "fence": 0,
+            "budget_from": 0,
+            "cancel_requested": False,
+            "version": 0,
+        }
+    )
+    note(tx, job, now=now, kind="submitted", who=owner)
+    return job
+
+
+def move(
+    tx: Transaction,
+    job: Job,
+    target: JobState,
+    *,
+    now: float,
+    kind: str,
+    who: str,
+    detail: Document | None = None,
+    **changes: Any,
+) -> Job:
+    """Change a job's state by compare-and-set and write its history.
+
+    Args:
+        kind: What happened, for the history.
+        who: User, attempt id or `service`.
+        detail: Plain data for the history.
+        changes: Other fields of the job.
+
+    Raises:
+        IllegalTransitionError: the table of transitions does not hold this step.
+        LostRaceError: the job is no longer as it was read.
+    """
+    check_transition(job.id, job.state, target)
+    moved = tx.change_job(job, {"state": target, "updated_at": now, **changes})
+    tx.add_event(
+        job_id=job.id,
+        at=now,
+        kind=kind,
+        who=who,
+        attempt=moved.attempt,
+        source=job.state,
+        target=target,
+        detail=detail or {},
+    )
+    return moved
+
+
+def note(tx: Transaction, job: Job, *, now: float, kind: str, who: str, detail: Document | None = None) -> None:
+    """Write a line of history that changes no state."""
+    tx.add_event(
+        job_id=job.id,
+        at=now,
+        kind=kind,
+        who=who,
+        attempt=job.attempt,
+        source=None,
+        target=None,
+        detail=detail or {},
+    )
+
+
+def begin_attempt(tx: Transaction, job: Job, code_hash: str, now: float) -> Attempt:
+    """Open the next attempt of a queued job, under the next fencing number.
+
+    Args:
+        code_hash: SHA-256 of the one-time code that the attempt will be sent.
+    """
+    number, fence = job.attempt + 1, job.fence + 1
+    move(
+        tx,
+        job,
+        JobState.STARTING,
+        now=now,
+        kind="starting",
+        who=SERVICE,
+        attempt=number,
+        fence=fence,
+        reason="sent to the cluster",
+        not_before=None,
+    )
+    return tx.insert_attempt(
+        {
+            "id": attempt_id(job.id, number),
+            "job_id": job.id,
+            "number": number,
+            "fence": fence,
+            "state": AttemptState.STARTING,
+            "code_hash": code_hash,
+            "created_at": now,
+            "beats": 0,
+            "closed": False,
+        }
+    )
+
+
+def mark_running(tx: Transaction, job: Job, attempt: Attempt, digests: Mapping[str, str], now: float) -> Job:
+    """The attempt has claimed its job: `digests` are those of its token and instance."""
+    alive = {"state": AttemptState.RUNNING, "claimed_at": now, "heartbeat_at": now, "beats": attempt.beats + 1}
+    tx.change_attempt(attempt.id, {**alive, **digests})
+    return move(
+        tx,
+        job,
+        JobState.RUNNING,
+        now=now,
+        kind="running",
+        who=attempt.id,
+        started_at=job.started_at if job.started_at is not None else now,
+        reason="",
+    )
+
+
+def succeed(tx: Transaction, job: Job, attempt: Attempt, result: Document, now: float) -> Job:
+    """The attempt has delivered its result."""
+    tx.change_attempt(attempt.id, {"state": AttemptState.SUCCEEDED, "finished_at": now})
+    return move(
+        tx,
+        job,
+        JobState.SUCCEEDED,
+        now=now,
+        kind="succeeded",
+        who=attempt.id,
+        result=result,
+        error=None,
+        finished_at=now,
+        reason="completed",
+    )
+
+
+def end_failed(
+    tx: Transaction, job: Job, attempt: Attempt, failure: FailureClass, message: str, *, now: float, lost: bool
+) -> Job:
+    """The attempt is over without a result: cancel, queue again or fail the job.
+
+    Args:
+        lost: The service found it gone, as opposed to the attempt's own report.
+    """
+    document = {"class": failure.value, "message": message}
+    state = AttemptState.LOST if lost else AttemptState.FAILED
+    if job.cancel_requested:
+        return end_cancelled(tx, job, attempt, now=now, detail=document)
+    tx.change_attempt(attempt.id, {"state": state, "finished_at": now, "failure": document})
+    decision = retry.decide(failure, tx.failure_counts(job), int(job.spec["queue"]["max_retries"]))
+    error = {**document, "attempt": attempt.id}
+    who = SERVICE if lost else attempt.id
+    if isinstance(decision, retry.Retry):
+        detail = {**error, "delay_s": decision.delay_s}
+        return move(
+            tx,
+            job,
+            JobState.QUEUED,
+            now=now,
+            kind="retrying",
+            who=who,
+            detail=detail,
+            error=error,
+            not_before=now + decision.delay_s,
+            reason=f"attempt {attempt.number} was lost: {message}" if lost else message,
+        )
+    detail = {**error, "decision": decision.reason}
+    return move(
+        tx,
+        job,
+        JobState.FAILED,
+        now=now,
+        kind="failed",
+        who=who,
+        detail=detail,
+        error=error,
+        finished_at=now,
+        reason=f"{message} ({decision.reason})",
+    )
+
+
+def end_cancelled(tx: Transaction, job: Job, attempt: Attempt, *, now: float, detail: Document | None = None) -> Job:
+    """The attempt of a job that is to be cancelled is gone."""
+    tx.change_attempt(attempt.id, {"state": AttemptState.CANCELLED, "finished_at": now})
+    return cancel(tx, job, who=SERVICE, now=now, detail=detail)
+
+
+def cancel(tx: Transaction, job: Job, *, who: str, now: float, detail: Document | None = None) -> Job:
+    """Nothing of the job runs any more: it is cancelled."""
+    return move(
+        tx,
+        job,
+        JobState.CANCELLED,
+        now=now,
+        kind="cancelled",
+        who=who,
+        detail=detail,
+        cancel_requested=True,
+        finished_at=now,
+        not_before=None,
+        reason="cancelled",
+    )

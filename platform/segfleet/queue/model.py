@@ -1,0 +1,172 @@
+"""The queue's values: what a job, an attempt and an event are. Times are seconds since the epoch."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from segfleet.queue.states import ALIVE, AttemptState, JobState
+
+Document = dict[str, Any]
+
+_ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
+JOB_ID = re.compile(r"job-[a-z2-7]{8}")
+ATTEMPT_ID = re.compile(r"job-[a-z2-7]{8}-a[1-9][0-9]{0,5}")
+
+
+def new_job_id() -> str:
+    """A fresh id, `job-` and 40 random bits; safe in shells, paths and URLs."""
+    return "job-" + "".join(secrets.choice(_ID_LETTERS) for _ in range(8))
+
+
+def attempt_id(job_id: str, number: int) -> str:
+    """The attempt's id, which is also its submission id at Ray."""
+    return f"{job_id}-a{number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What one attempt occupies while it runs."""
+
+    cpus: int
+    gpus: int
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> Needs:
+        """Needs of a resolved spec: all workers of a training job, one CPU for anything without workers."""
+        resources = spec.get("resources")
+        if not isinstance(resources, Mapping):
+            return cls(cpus=1, gpus=0)
+        workers = int(resources["workers"])
+        return cls(
+            cpus=workers * int(resources["cpus_per_worker"]),
+            gpus=workers * int(resources["gpus_per_worker"]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One submitted spec and all that has become of it.
+
+    Attributes:
+        seq: Order of submission; the age that breaks ties of priority, whatever the clocks did.
+        reason: Why it waits, or how it ended, for a person; never decides anything.
+        place: Place in the line, from 1, while queued.
+        spec: The resolved document.
+        attempt: Number of the latest attempt, 0 before the first.
+        fence: Fencing number of the latest attempt.
+        budget_from: Attempts up to this number no longer count against the retry budget and the time limit.
+        progress: Latest progress document of a heartbeat.
+        checkpoint: Pointer to the latest checkpoint, with the `attempt` that set it.
+        result: Document of the completion call.
+        error: {"class", "message", "attempt"} of the last failed attempt, also while the job waits for its retry.
+        not_before: Back-off after a lost attempt: not started earlier.
+        version: Counts the job's writes; every transition is a compare-and-set on it.
+    """
+
+    seq: int
+    id: str
+    name: str
+    kind: str
+    owner: str
+    project: str
+    state: JobState
+    reason: str
+    priority: int
+    needs: Needs
+    spec: Document
+    created_at: float
+    updated_at: float
+    started_at: float | None
+    finished_at: float | None
+    attempt: int
+    fence: int
+    budget_from: int
+    cancel_requested: bool
+    progress: Document | None
+    checkpoint: Document | None
+    result: Document | None
+    error: Document | None
+    not_before: float | None
+    version: int
+    place: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One try of a job: one Ray job, one fencing number.
+
+    Attributes:
+        id: `JOB-aN`.
+        fence: Rises with each attempt of the job; a write under a lower one is refused.
+        ray_session: Ray session that accepted the submission; None: not known to be accepted.
+        claimed_at: When the driver traded its code for the token.
+        heartbeat_at: Last sign of life, by the service's clock.
+        beats: Count of signs of life; liveness is judged by its changes, not by clock times.
+        failure: {"class", "message"} if it failed or was lost.
+        closed: Ray is done with it and its log is copied to the end.
+    """
+
+    id: str
+    job_id: str
+    number: int
+    fence: int
+    state: AttemptState
+    ray_session: str | None
+    created_at: float
+    claimed_at: float | None
+    heartbeat_at: float | None
+    finished_at: float | None
+    beats: int
+    failure: Document | None
+    closed: bool
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it may still write."""
+        return self.state in ALIVE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One line of a job's append-only history.
+
+    Attributes:
+        kind: submitted, starting, running, checkpoint, retrying, cancel_requested, retry_requested, succeeded, failed,
+            cancelled.
+        source: State before; None: the event changed no state.
+        target: State after; None: the event changed no state.
+        who: User, attempt id or `service`.
+    """
+
+    seq: int
+    job_id: str
+    at: float
+    kind: str
+    who: str
+    attempt: int
+    source: JobState | None
+    target: JobState | None
+    detail: Document
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """What an attempt gets for its one-time code.
+
+    Attributes:
+        token: Bearer token of every later call; known to the attempt alone.
+        checkpoint: Where to resume, None: from the start.
+        storage: Folder of the job; the attempt writes below its own subfolder.
+    """
+
+    job_id: str
+    attempt_id: str
+    token: str
+    fence: int
+    spec: Document
+    checkpoint: Document | None
+    storage: str

@@ -1,0 +1,160 @@
+"""What to do about an attempt, given what the queue knows and what Ray says: a pure decision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from segfleet.cluster.launcher import RayJobStatus
+from segfleet.queue.model import Attempt, Job
+from segfleet.queue.states import AttemptState
+
+# A driver that has delivered its result gets this long to leave by itself.
+LEAVE_S = 30.0
+# An ended attempt that Ray does not get rid of holds its resources for no longer than this.
+GIVE_UP_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What Ray said of an attempt.
+
+    Attributes:
+        session: Name of the head's life that said it.
+        status: None: that head does not know the attempt.
+    """
+
+    session: str
+    status: RayJobStatus | None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether Ray knows of no process of it."""
+        return self.status is None or self.status.is_terminal
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Send it to Ray, which has not got it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Ray has got it, though we did not hear the answer."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lose:
+    """It is gone without a result."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """The job's time limit is used up."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Ask Ray to stop it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The job is to be cancelled, and the attempt is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Nothing more will come of it: copy the end of its log and forget it.
+
+    Attributes:
+        abandoned: Ray still lists it as running.
+    """
+
+    abandoned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """All is well, or nothing can be known now."""
+
+
+Action = Submit | Adopt | Lose | Expire | Stop | Cancelled | Close | Leave
+
+
+def decide_alive(job: Job, attempt: Attempt, sight: Sight | None, *, overdue: str, over_time: str) -> Action:
+    """What to do about an attempt that may still write.
+
+    Args:
+        job: Its job.
+        attempt: The job's current attempt.
+        sight: What Ray says; None: Ray cannot be asked.
+        overdue: Why its lease or start deadline is over; empty: it is not.
+        over_time: How the job's time limit was used up; empty: it is not.
+    """
+    unsent = attempt.state == AttemptState.STARTING and attempt.ray_session is None
+    # An attempt that Ray may never have got waits for Ray, however long, instead of using up a retry.
+    if overdue and (job.cancel_requested or not unsent):
+        return Lose(overdue)
+    if over_time:
+        return Expire(over_time)
+    if sight is None:
+        return Leave()
+    if job.cancel_requested:
+        return _cancel(attempt, sight)
+    if sight.status is None:
+        return _unknown_to_ray(attempt, sight.session)
+    if sight.status.is_terminal:
+        return Lose(f"Ray says {sight.status.state}: {sight.status.message or 'no explanation'}")
+    return Adopt(sight.session) if unsent else Leave()
+
+
+def decide_ended(attempt: Attempt, sight: Sight | None, now: float) -> Action:
+    """What to do about an attempt that has ended for the queue, but perhaps not at Ray.
+
+    Args:
+        attempt: An attempt that is no longer alive and not closed.
+        sight: What Ray says; None: Ray cannot be asked.
+        now: Seconds since the epoch.
+    """
+    if sight is None:
+        return Leave()
+    if sight.is_over:
+        return Close()
+    age_s = now - (attempt.finished_at or now)
+    if age_s > GIVE_UP_S:
+        return Close(abandoned=True)
+    leaves_by_itself = attempt.state in (AttemptState.SUCCEEDED, AttemptState.FAILED) and age_s < LEAVE_S
+    return Leave() if leaves_by_itself else Stop()
+
+
+def used_s(job: Job, attempts: list[Attempt], now: float) -> float:
+    """Seconds the job has run, over all attempts since its budget began."""
+    spans = [
+        (attempt.finished_at or now) - attempt.claimed_at
+        for attempt in attempts
+        if attempt.job_id == job.id and attempt.number > job.budget_from and attempt.claimed_at is not None
+    ]
+    return sum(spans)
+
+
+def _cancel(attempt: Attempt, sight: Sight) -> Action:
+    if sight.status is not None:
+        return Cancelled() if sight.status.is_terminal else Stop()
+    # A head that restarted knows nothing of the old head's processes: the lease has to run out first.
+    forgotten = attempt.ray_session not in (None, sight.session)
+    return Leave() if forgotten and attempt.state == AttemptState.RUNNING else Cancelled()
+
+
+def _unknown_to_ray(attempt: Attempt, session: str) -> Action:
+    restarted = attempt.ray_session not in (None, session)
+    if attempt.state == AttemptState.RUNNING:
+        return Leave() if restarted else Lose("Ray does not know it any more")
+    if attempt.ray_session is None:
+        return Submit()
+    return Lose("the cluster restarted before it began" if restarted else "Ray does not know it any more")

@@ -1,0 +1,103 @@
+"""The tables of the queue. Migrations bring a database to this shape; a test compares the two."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData()
+# SQLite numbers rows by itself only for a column that is exactly INTEGER PRIMARY KEY.
+_Serial = BigInteger().with_variant(Integer(), "sqlite")
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("id", String(32), nullable=False, unique=True),
+    Column("name", String(64), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("owner", String(64), nullable=False),
+    Column("project", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("cpus", Integer, nullable=False),
+    Column("gpus", Integer, nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("finished_at", Float),
+    Column("attempt", Integer, nullable=False),
+    Column("fence", Integer, nullable=False),
+    Column("budget_from", Integer, nullable=False),
+    Column("cancel_requested", Boolean, nullable=False),
+    Column("progress", JSON(none_as_null=True)),
+    Column("checkpoint", JSON(none_as_null=True)),
+    Column("result", JSON(none_as_null=True)),
+    Column("error", JSON(none_as_null=True)),
+    Column("not_before", Float),
+    Column("version", Integer, nullable=False),
+    Index("jobs_line", "state", "priority", "seq"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("job_id", String(32), ForeignKey("jobs.id"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("fence", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("code_hash", String(64), nullable=False),
+    Column("token_hash", String(64)),
+    Column("instance_hash", String(64)),
+    Column("ray_session", String(128)),
+    Column("created_at", Float, nullable=False),
+    Column("claimed_at", Float),
+    Column("heartbeat_at", Float),
+    Column("finished_at", Float),
+    Column("beats", Integer, nullable=False),
+    Column("failure", JSON(none_as_null=True)),
+    Column("closed", Boolean, nullable=False),
+    UniqueConstraint("job_id", "number", name="attempts_number"),
+    UniqueConstraint("job_id", "fence", name="attempts_fence"),
+    Index("attempts_open", "closed"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("job_id", String(32), ForeignKey("jobs.id"), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("who", String(64), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("source", String(16)),
+    Column("target", String(16)),
+    Column("detail", JSON, nullable=False),
+    Index("events_of_job", "job_id", "seq"),
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("owner", String(64), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("job_id", String(32), ForeignKey("jobs.id"), nullable=False),
+    Column("spec_hash", String(64), nullable=False),
+)

@@ -1,0 +1,199 @@
+"""Versions and aliases in MLflow's registry. Only this module writes them, and only for an attempt that is not fenced.
+
+A job has at most one version of a model, however often its attempts ask: the version carries the job's id as a tag
+from the moment it exists, and whoever asks again gets the one that is there.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import mlflow.artifacts
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from segfleet.errors import ModelError, ModelRefusedError, ServiceError
+from segfleet.registry.registration import Registration
+
+JOB_TAG = "segfleet.job"
+_LOGGED_MODEL = re.compile(r"models:/(?P<id>m-[0-9a-f]{32})")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+_ABSENT = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"})
+
+
+class Registry:
+    """One MLflow server's registry.
+
+    Args:
+        uri: Base URL of the MLflow server.
+
+    Every method raises ServiceError when MLflow does not answer.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        # Search, then create: two askers at once must not both find nothing.
+        self._registering = threading.Lock()
+
+    def is_up(self) -> bool:
+        """Whether the server answers within two seconds."""
+        try:
+            return httpx.get(f"{self.uri}/health", timeout=2.0, trust_env=False).is_success
+        except httpx.TransportError:
+            return False
+
+    def models(self) -> list[dict[str, Any]]:
+        """Registered models: name, aliases {alias: version}, latest version, time of the last change."""
+        with self._answering("models"):
+            return [_model_document(model) for model in _pages(self._client.search_registered_models)]
+
+    def model(self, name: str) -> dict[str, Any]:
+        """One registered model with its versions, the newest first.
+
+        Raises:
+            ModelError: no such model.
+        """
+        _check(_NAME, name, name)
+        with self._answering(name):
+            model = self._client.get_registered_model(name)
+            versions = list(_pages(self._client.search_model_versions, f"name = '{name}'"))
+        aliases: dict[str, list[str]] = {}
+        for alias, version in model.aliases.items():
+            aliases.setdefault(str(version), []).append(alias)
+        documents = [_version_document(version, aliases.get(str(version.version), [])) for version in versions]
+        return {**_model_document(model), "versions": sorted(documents, key=lambda d: -int(d["version"]))}
+
+    def version(self, name: str, ref: str) -> dict[str, Any]:
+        """One version, by its number or by `@alias`.
+
+        Raises:
+            ModelError: no such model, version or alias.
+        """
+        found = self._resolve(name, ref)
+        return _version_document(found, sorted(found.aliases))
+
+    def fetch(self, name: str, ref: str, folder: Path) -> None:
+        """Copy the files of a version into a folder that exists.
+
+        Raises:
+            ModelError: no such model, version or alias, or it has no files.
+        """
+        number = self._resolve(name, ref).version
+        with self._answering(f"{name}/{number}"):
+            source = self._client.get_model_version_download_uri(name, number)
+            mlflow.artifacts.download_artifacts(
+                artifact_uri=source, dst_path=str(folder), tracking_uri=self.uri, registry_uri=self.uri
+            )
+        if not any(folder.iterdir()):
+            raise ModelError(f"model version {name}/{number} has no files; were its artifacts deleted?")
+
+    def register(self, wanted: Registration) -> dict[str, str]:
+        """Make the job's version if it is not there yet, and move the alias to it.
+
+        Returns:
+            {"name", "version", "alias"}.
+
+        Raises:
+            ModelRefusedError: the model was not logged by that run, or a tag uses a reserved prefix.
+        """
+        tags = _version_tags(wanted)
+        with self._registering, self._answering(wanted.model_uri):
+            number = self._existing(wanted) or self._create(wanted, tags)
+            self._client.set_registered_model_alias(wanted.name, wanted.alias, number)
+        return {"name": wanted.name, "version": number, "alias": wanted.alias}
+
+    def _existing(self, wanted: Registration) -> str | None:
+        query = f"name = '{wanted.name}' and tags.`{JOB_TAG}` = '{wanted.job_id}'"
+        return next((str(version.version) for version in _pages(self._client.search_model_versions, query)), None)
+
+    def _create(self, wanted: Registration, tags: dict[str, str]) -> str:
+        match = _LOGGED_MODEL.fullmatch(wanted.model_uri)
+        if match is None:
+            raise ModelRefusedError(f"{wanted.model_uri!r} is no logged model; write models:/m-ID")
+        if self._client.get_logged_model(match["id"]).source_run_id != wanted.run_id:
+            raise ModelRefusedError(f"model {wanted.model_uri} was not logged by run {wanted.run_id}")
+        try:
+            self._client.create_registered_model(wanted.name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        made = self._client.create_model_version(
+            wanted.name, wanted.model_uri, run_id=wanted.run_id, tags=tags, model_id=match["id"]
+        )
+        return str(made.version)
+
+    def _resolve(self, name: str, ref: str) -> Any:
+        _check(_NAME, name, f"{name}/{ref}")
+        alias = ref.removeprefix("@") if ref.startswith("@") else None
+        _check(_VERSION if alias is None else _ALIAS, ref if alias is None else alias, f"{name}/{ref}")
+        with self._answering(f"{name}{ref}" if alias else f"{name}/{ref}"):
+            if alias is None:
+                return self._client.get_model_version(name, ref)
+            return self._client.get_model_version_by_alias(name, alias)
+
+    @contextmanager
+    def _answering(self, what: str) -> Iterator[None]:
+        """Turn MLflow's exceptions into ours."""
+        try:
+            yield
+        except MlflowException as error:
+            if error.error_code in _ABSENT:
+                raise ModelError(f"the registry has no {what!r}; 'segfleet models list' shows what it has") from error
+            raise ServiceError(f"the MLflow server at {self.uri} does not answer as it should; try again") from error
+
+
+def _check(pattern: re.Pattern[str], text: str, what: str) -> None:
+    if not pattern.fullmatch(text):
+        raise ModelError(f"the registry has no {what!r}; 'segfleet models list' shows what it has")
+
+
+def _version_tags(wanted: Registration) -> dict[str, str]:
+    for name in wanted.tags:
+        if name.startswith("mlflow."):
+            raise ModelRefusedError(f"tag {name!r} is reserved; choose a name that begins otherwise")
+    metrics = {f"metric.{name}": repr(value) for name, value in wanted.metrics.items() if value is not None}
+    return {**wanted.tags, **metrics, JOB_TAG: wanted.job_id}
+
+
+def _pages(search: Any, query: str | None = None) -> Iterator[Any]:
+    token = None
+    while True:
+        page = search(filter_string=query, max_results=100, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _model_document(model: Any) -> dict[str, Any]:
+    latest = max((int(version.version) for version in model.latest_versions or ()), default=None)
+    return {
+        "name": model.name,
+        "aliases": {alias: str(version) for alias, version in model.aliases.items()},
+        "latest_version": None if latest is None else str(latest),
+        "updated_at": model.last_updated_timestamp / 1000,
+    }
+
+
+def _version_document(version: Any, aliases: list[str]) -> dict[str, Any]:
+    tags = dict(version.tags)
+    metrics = {name.removeprefix("metric."): float(tags.pop(name)) for name in list(tags) if name.startswith("metric.")}
+    return {
+        "name": version.name,
+        "version": str(version.version),
+        "aliases": sorted(aliases),
+        "job": tags.pop(JOB_TAG, None),
+        "run_id": version.run_id,
+        "created_at": version.creation_timestamp / 1000,
+        "metrics": metrics,
+        "tags": tags,
+    }

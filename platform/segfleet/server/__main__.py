@@ -1,0 +1,158 @@
+"""The service's process: `python -m segfleet.server`.
+
+It holds the queue's dispatcher in a thread and the HTTP routes on the loopback interface. It may be killed at any
+moment: everything it knows is in the database, and jobs on the cluster go on without it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from segfleet.cluster.launcher import Launcher
+from segfleet.errors import SegfleetError, SettingsError
+from segfleet.queue.clock import steady_clock
+from segfleet.queue.dispatcher import Dispatcher
+from segfleet.queue.service import Queue
+from segfleet.queue.store import Store
+from segfleet.registry.registry import Registry
+from segfleet.server.api import create_app
+from segfleet.server.log import configure
+from segfleet.server.services import Services
+from segfleet.settings import Home, Settings, ensure_token, read_token
+
+HOST = "127.0.0.1"
+_DRAIN_S = 4
+_JOIN_S = 2.0
+_EXIT_S = 8.0
+_MAX_CONNECTIONS = 500
+_log = logging.getLogger("segfleet.server")
+
+
+def main() -> int:
+    """Run until SIGTERM or SIGINT.
+
+    Returns:
+        0: asked to stop, 1: the dispatcher died, 2: it could not start.
+    """
+    try:
+        settings = Settings.from_environment()
+        settings.home.create()
+        # MLflow reads its time limits from the environment of the process at each call.
+        os.environ.update({name: text for name, text in settings.job_env.items() if name.startswith("MLFLOW_")})
+        with _only_service(settings.home), closing(_listen(settings.port)) as listener:
+            return _serve(settings, listener)
+    except SegfleetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _serve(settings: Settings, listener: socket.socket) -> int:
+    token = ensure_token(settings.home.token)
+    ray_token = read_token(settings.home.ray_token) if settings.home.ray_token.exists() else None
+    configure([token, ray_token or ""])
+    with closing(Store(settings.database_url)) as store, closing(Launcher(settings.ray_address, ray_token)) as launcher:
+        queue = Queue(store, steady_clock(), settings.home.storage)
+        dispatching = _Dispatching(Dispatcher(queue, launcher, settings))
+        services = Services(settings, queue, Registry(settings.mlflow_uri), dispatching.is_alive)
+        server = _Server(
+            uvicorn.Config(
+                create_app(services, token),
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                ws="none",
+                limit_concurrency=_MAX_CONNECTIONS,
+                timeout_graceful_shutdown=_DRAIN_S,
+            )
+        )
+        dispatching.on_death = lambda: setattr(server, "should_exit", True)
+        # uvicorn repeats the signal that ended it, once it is done, for whoever handled it before.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        dispatching.start()
+        _log.info("listening on %s:%d, process %d", HOST, settings.port, os.getpid())
+        server.run(sockets=[listener])
+        died = not dispatching.is_alive()
+        dispatching.stop()
+        _log.info("stopped; jobs on the cluster go on")
+        return 1 if died else 0
+
+
+class _Server(uvicorn.Server):
+    """A server whose end is certain: a route that hangs on another service cannot hold it up."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        # Cutting a transaction off is what the database is made for; jobs are not touched by it.
+        last_resort = threading.Timer(_EXIT_S, os._exit, (0,))
+        last_resort.daemon = True
+        last_resort.start()
+
+
+class _Dispatching:
+    """The dispatcher's thread. If it dies the process ends too: a service that only answers would starve the queue."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
+        self.on_death = lambda: None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let the current turn end, but not for ever: the database survives being cut off."""
+        self._stop.set()
+        self._thread.join(_JOIN_S)
+
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._dispatcher.run(self._stop)
+        except Exception:
+            _log.exception("the dispatcher died; the service ends so that it can be started afresh")
+            self.on_death()
+
+
+@contextmanager
+def _only_service(home: Home) -> Iterator[None]:
+    """Hold the home folder's lock: two dispatchers on one embedded database would fight."""
+    path: Path = home.root / "service.lock"
+    with path.open("w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise SettingsError(f"another service already runs on home {str(home.root)!r}; stop it first") from error
+        yield
+
+
+def _listen(port: int) -> socket.socket:
+    """Take the port before anything else is started; loopback only, there is no other choice."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SettingsError(f"port {port} of {HOST} cannot be used: {reason}; choose another with --port") from error
+    return listener
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Routes of attempts. All but the claim need the attempt's own token; the queue decides whether it may still write."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from segfleet.errors import AttemptFencedError, ModelRefusedError
+from segfleet.queue.model import ATTEMPT_ID
+from segfleet.registry.registration import Registration
+from segfleet.server.problems import UnauthorizedError
+from segfleet.server.schemas import (
+    CheckpointAnswer,
+    CheckpointBody,
+    ClaimBody,
+    CommandAnswer,
+    CompleteBody,
+    DoneAnswer,
+    FailBody,
+    GrantAnswer,
+    HeartbeatBody,
+    RegisterBody,
+    VersionAnswer,
+)
+from segfleet.server.services import CallerArg, ServicesArg
+
+router = APIRouter(prefix="/attempts/{attempt_id}", tags=["attempts"])
+
+
+@router.post("/claim")
+def claim(attempt_id: str, body: ClaimBody, services: ServicesArg) -> GrantAnswer:
+    """Trade the one-time code for the attempt's token and its job."""
+    if not body.code:
+        raise UnauthorizedError("a claim needs the attempt's one-time code")
+    if not ATTEMPT_ID.fullmatch(attempt_id):
+        raise AttemptFencedError(attempt_id, "there is no such attempt")
+    grant = services.queue.claim(attempt_id, body.code, body.instance)
+    return GrantAnswer(**{name: getattr(grant, name) for name in GrantAnswer.model_fields})
+
+
+@router.post("/heartbeat")
+def heartbeat(caller: CallerArg, body: HeartbeatBody, services: ServicesArg) -> CommandAnswer:
+    """A sign of life, answered with what to do."""
+    return CommandAnswer(command=services.queue.heartbeat(caller.attempt_id, caller.token, body.progress))
+
+
+@router.get("/checkpoint")
+def latest_checkpoint(caller: CallerArg, services: ServicesArg) -> CheckpointAnswer:
+    """The job's latest checkpoint."""
+    return CheckpointAnswer(checkpoint=services.queue.authorize(caller.attempt_id, caller.token).checkpoint)
+
+
+@router.post("/checkpoint")
+def set_checkpoint(caller: CallerArg, body: CheckpointBody, services: ServicesArg) -> DoneAnswer:
+    """Move the job's pointer to a checkpoint that is durable."""
+    services.queue.set_checkpoint(caller.attempt_id, caller.token, body.checkpoint)
+    return DoneAnswer()
+
+
+@router.post("/complete")
+def complete(caller: CallerArg, body: CompleteBody, services: ServicesArg) -> DoneAnswer:
+    """End the job well."""
+    services.queue.complete(caller.attempt_id, caller.token, body.result)
+    return DoneAnswer()
+
+
+@router.post("/fail")
+def fail(caller: CallerArg, body: FailBody, services: ServicesArg) -> DoneAnswer:
+    """End the attempt badly."""
+    failure = {"class": str(body.failure.class_), "message": body.failure.message}
+    services.queue.fail(caller.attempt_id, caller.token, failure)
+    return DoneAnswer()
+
+
+@router.post("/register")
+def register(caller: CallerArg, body: RegisterBody, services: ServicesArg) -> VersionAnswer:
+    """Make the job's version in the model registry, once, and move the spec's alias to it."""
+    job = services.queue.authorize(caller.attempt_id, caller.token)
+    target = job.spec.get("register")
+    if target is None:
+        raise ModelRefusedError(f"the spec of job {job.id} has no 'register' section")
+    made = services.registry.register(
+        Registration(
+            job_id=job.id,
+            name=target["model"],
+            alias=target["alias"],
+            run_id=body.run_id,
+            model_uri=body.model_uri,
+            metrics=body.metrics,
+            tags=body.tags,
+        )
+    )
+    return VersionAnswer(**made)

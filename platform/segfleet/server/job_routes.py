@@ -1,0 +1,117 @@
+"""Routes of jobs: check, submit, look, cancel, retry, read logs."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Response
+
+from segfleet.errors import Problem, SpecError
+from segfleet.queue.model import Needs
+from segfleet.queue.states import JobState, is_terminal
+from segfleet.server.logs import read_logs
+from segfleet.server.schemas import (
+    AttemptAnswer,
+    CheckAnswer,
+    EmptyBody,
+    EventAnswer,
+    EventsAnswer,
+    JobAnswer,
+    JobDetailAnswer,
+    JobsAnswer,
+    RetryBody,
+    SpecBody,
+    SubmittedAnswer,
+)
+from segfleet.server.services import OWNER, JobId, ServicesArg
+from segfleet.spec.document import MAX_BYTES
+from segfleet.spec.resolve import resolve_spec, to_document
+from segfleet.wire import LOG_END, NEXT_OFFSET
+
+router = APIRouter(tags=["jobs"])
+
+IdempotencyKey = Annotated[
+    str | None, Header(pattern=r"^[\x21-\x7e]{1,200}$", description="the same key and spec give the same job again")
+]
+
+
+@router.post("/check")
+def check(body: SpecBody) -> CheckAnswer:
+    """Validate a spec and fill in its defaults; nothing is stored."""
+    spec = _resolved(body)
+    needs = Needs.of(spec)
+    return CheckAnswer(spec=spec, needs={"cpus": needs.cpus, "gpus": needs.gpus})
+
+
+@router.post("/jobs", status_code=HTTPStatus.CREATED)
+def submit(
+    body: SpecBody, services: ServicesArg, response: Response, idempotency_key: IdempotencyKey = None
+) -> SubmittedAnswer:
+    """Put a job into the queue: 201, or 200 if the idempotency key was known already."""
+    job, replayed = services.queue.submit(_resolved(body), owner=OWNER, key=idempotency_key)
+    if replayed:
+        response.status_code = HTTPStatus.OK
+    return SubmittedAnswer(**JobAnswer.fields_of(job), spec=job.spec, replayed=replayed)
+
+
+@router.get("/jobs")
+def list_jobs(
+    services: ServicesArg,
+    state: JobState | None = None,
+    project: Annotated[str | None, Query(max_length=63)] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> JobsAnswer:
+    """Jobs without their specs, the newest first."""
+    jobs = services.queue.list(state=state, project=project, limit=limit)
+    return JobsAnswer(jobs=[JobAnswer(**JobAnswer.fields_of(job)) for job in jobs])
+
+
+@router.get("/jobs/{job_id}")
+def show(job_id: JobId, services: ServicesArg) -> JobDetailAnswer:
+    """A job with its spec and attempts; a queued one says why it waits and at which place."""
+    job = services.queue.get(job_id)
+    attempts = [AttemptAnswer.of(attempt) for attempt in services.queue.attempts(job_id)]
+    return JobDetailAnswer(**JobAnswer.fields_of(job), spec=job.spec, attempts=attempts)
+
+
+@router.get("/jobs/{job_id}/events")
+def events(job_id: JobId, services: ServicesArg) -> EventsAnswer:
+    """A job's history, the oldest first."""
+    return EventsAnswer(events=[EventAnswer.of(event) for event in services.queue.events(job_id)])
+
+
+@router.get("/jobs/{job_id}/logs", response_class=Response)
+def logs(job_id: JobId, services: ServicesArg, offset: Annotated[int, Query(ge=0, lt=2**63)] = 0) -> Response:
+    """At most 1 MiB of the logs of all attempts, from a byte offset on.
+
+    X-Next-Offset is where to go on; X-Log-End is `true` once nothing will be added behind it.
+    """
+    # The job before its log: an end seen first would promise a log that is still being copied.
+    job = services.queue.get(job_id)
+    attempts = services.queue.attempts(job_id)
+    complete = is_terminal(job.state) and all(attempt.closed for attempt in attempts)
+    data, following = read_logs(services.settings.home.logs, [attempt.id for attempt in attempts], offset)
+    headers = {NEXT_OFFSET: str(following), LOG_END: "true" if complete and not data else "false"}
+    return Response(data, headers=headers, media_type="application/octet-stream")
+
+
+@router.post("/jobs/{job_id}/cancel")
+def cancel(job_id: JobId, _body: EmptyBody, services: ServicesArg) -> JobAnswer:
+    """Ask for the job's end; it is cancelled once nothing of it runs any more."""
+    return JobAnswer(**JobAnswer.fields_of(services.queue.cancel(job_id, OWNER)))
+
+
+@router.post("/jobs/{job_id}/retry")
+def retry(job_id: JobId, body: RetryBody, services: ServicesArg) -> JobAnswer:
+    """Queue a failed or cancelled job again."""
+    job = services.queue.retry(job_id, OWNER, from_start=body.from_start)
+    return JobAnswer(**JobAnswer.fields_of(job))
+
+
+def _resolved(body: SpecBody) -> dict[str, Any]:
+    size = len(json.dumps(body.spec).encode())
+    if size > MAX_BYTES:
+        raise SpecError([Problem("", f"{size} bytes; a spec has at most {MAX_BYTES}")])
+    return to_document(resolve_spec(body.spec))

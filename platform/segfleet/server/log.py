@@ -1,0 +1,52 @@
+"""The service's own log: one JSON object a line on stderr, safe to show in a terminal, without secrets."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+_BEARER = re.compile(r"(?i)(bearer\s+)[^\s\"',]+")
+_HIDDEN = "[hidden]"
+
+
+class JsonFormatter(logging.Formatter):
+    """Formats a record as one line of ASCII: whatever a name or path holds, it cannot end the line or move a cursor.
+
+    Args:
+        secrets: Texts that must never appear.
+    """
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        super().__init__()
+        self._secrets = tuple(secret for secret in secrets if secret)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One JSON object: at, level, logger, message and, for a failure, its traceback."""
+        entry = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": self._clean(record.getMessage()),
+        }
+        if record.exc_info:
+            entry["traceback"] = self._clean(self.formatException(record.exc_info))
+        return json.dumps(entry, ensure_ascii=True)
+
+    def _clean(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, _HIDDEN)
+        return _BEARER.sub(rf"\1{_HIDDEN}", text)
+
+
+def configure(secrets: Iterable[str]) -> None:
+    """Send every logger of this process to stderr as JSON lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter(secrets))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    # httpx logs each request; the dispatcher makes several a second.
+    for chatty in ("httpx", "httpcore", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -1,0 +1,54 @@
+"""Routes of the model registry, for reading; versions are made by attempts alone."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import FileResponse
+from starlette.background import BackgroundTask
+
+from segfleet.archive import pack
+from segfleet.server.services import ServicesArg
+from segfleet.wire import DIGEST
+
+router = APIRouter(prefix="/models", tags=["models"])
+
+
+@router.get("")
+def list_models(services: ServicesArg) -> dict[str, list[dict[str, Any]]]:
+    """Registered models."""
+    return {"models": services.registry.models()}
+
+
+@router.get("/{name}")
+def show_model(name: str, services: ServicesArg) -> dict[str, Any]:
+    """A registered model with its versions."""
+    return services.registry.model(name)
+
+
+@router.get("/{name}/{ref}")
+def show_version(name: str, ref: str, services: ServicesArg) -> dict[str, Any]:
+    """One version: `ref` is its number or @ALIAS."""
+    return services.registry.version(name, ref)
+
+
+@router.get("/{name}/{ref}/archive", response_class=FileResponse)
+def archive(name: str, ref: str, services: ServicesArg) -> FileResponse:
+    """The files of a version as an uncompressed tar; Repr-Digest holds its SHA-256."""
+    work = tempfile.TemporaryDirectory(prefix="segfleet-archive-")
+    try:
+        files, tar = Path(work.name) / "files", Path(work.name) / "archive.tar"
+        files.mkdir()
+        services.registry.fetch(name, ref, files)
+        with tar.open("wb") as out:
+            digest = pack(files, out)
+    except BaseException:
+        work.cleanup()
+        raise
+    # With a length known beforehand, the client can tell an answer that broke off from a whole one.
+    return FileResponse(
+        tar, media_type="application/x-tar", headers={DIGEST: digest}, background=BackgroundTask(work.cleanup)
+    )

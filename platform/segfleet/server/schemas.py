@@ -1,0 +1,272 @@
+"""Shapes of requests and answers; from these FastAPI makes the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from segfleet.queue.model import Attempt, Event, Job
+from segfleet.queue.states import FailureClass
+
+MAX_DEPTH = 32
+
+
+def _plain(document: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what JSON text can hold but no database can store, or no reader can parse back."""
+    _check_plain(document, 0)
+    return document
+
+
+def _check_plain(value: Any, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    match value:
+        case float() if value - value != 0:
+            raise ValueError("NaN and infinities are not allowed; send null")
+        case str() if "\0" in value or not _is_unicode(value):
+            raise ValueError("text with NUL or half a surrogate pair")
+        case int() if not -(2**63) <= value < 2**63:
+            raise ValueError("an integer beyond 64 bits")
+        case dict():
+            for key, inner in value.items():
+                _check_plain(key, depth)
+                _check_plain(inner, depth + 1)
+        case list():
+            for inner in value:
+                _check_plain(inner, depth + 1)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+PlainData = Annotated[dict[str, Any], AfterValidator(_plain)]
+Text = Annotated[str, Field(max_length=8000), AfterValidator(lambda text: (_check_plain(text, 0), text)[1])]
+
+
+class Body(BaseModel):
+    """Base of every request: strict, closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class SpecBody(Body):
+    """A job spec as the user wrote it."""
+
+    spec: PlainData
+
+
+class RetryBody(Body):
+    """How to retry."""
+
+    from_start: bool = Field(False, description="forget the checkpoint")
+
+
+class EmptyBody(Body):
+    """Nothing."""
+
+
+class ClaimBody(Body):
+    """An attempt's one-time code; empty ones are refused like wrong ones."""
+
+    code: Annotated[str, Field(max_length=200)] = ""
+    instance: Annotated[str, Field(max_length=200)] = ""
+
+
+class HeartbeatBody(Body):
+    """A sign of life."""
+
+    progress: PlainData | None = None
+
+
+class CheckpointPointer(BaseModel):
+    """What the queue and a later attempt rely on; an attempt may add more."""
+
+    model_config = ConfigDict(strict=True)
+
+    path: Annotated[str, Field(max_length=4096)]
+    step: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    bytes: Annotated[int, Field(ge=0)]
+
+
+def _pointer(document: dict[str, Any]) -> dict[str, Any]:
+    CheckpointPointer.model_validate(document)
+    return document
+
+
+class CheckpointBody(Body):
+    """A checkpoint that is durable."""
+
+    checkpoint: Annotated[PlainData, AfterValidator(_pointer)]
+
+
+class CompleteBody(Body):
+    """The result of a job."""
+
+    result: PlainData
+
+
+class Failure(Body):
+    """Why an attempt failed."""
+
+    class_: FailureClass = Field(alias="class", strict=False)
+    message: Text
+
+
+class FailBody(Body):
+    """The bad end of an attempt."""
+
+    failure: Failure
+
+
+class RegisterBody(Body):
+    """A logged model that shall become the job's version in the registry."""
+
+    run_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    model_uri: Annotated[str, Field(max_length=300)]
+    metrics: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_./ -]{1,100}$")], float | None]
+    tags: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_./ -]{1,100}$")], Text]
+
+
+class JobAnswer(BaseModel):
+    """A job as the service shows it; times are seconds since the epoch."""
+
+    id: str
+    name: str
+    kind: str
+    owner: str
+    project: str
+    state: Literal["queued", "starting", "running", "succeeded", "failed", "cancelled"]
+    reason: str = Field(description="why it waits or how it ended")
+    place: int | None = Field(description="in the line, from 1, while queued")
+    priority: int
+    needs: dict[str, int] = Field(description="CPUs and GPUs of one attempt")
+    created_at: float
+    updated_at: float
+    started_at: float | None
+    finished_at: float | None
+    attempt: int = Field(description="number of the latest attempt; 0 before the first")
+    cancel_requested: bool
+    progress: dict[str, Any] | None
+    checkpoint: dict[str, Any] | None
+    result: dict[str, Any] | None
+    error: dict[str, Any] | None = Field(description="class and message of the last failed attempt")
+
+    @classmethod
+    def fields_of(cls, job: Job) -> dict[str, Any]:
+        """The answer's fields, read off a job."""
+        fields = {name: getattr(job, name) for name in JobAnswer.model_fields}
+        return {**fields, "state": str(job.state), "needs": {"cpus": job.needs.cpus, "gpus": job.needs.gpus}}
+
+
+class AttemptAnswer(BaseModel):
+    """One try of a job."""
+
+    id: str
+    number: int
+    state: str
+    created_at: float
+    claimed_at: float | None
+    heartbeat_at: float | None
+    finished_at: float | None
+    failure: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, attempt: Attempt) -> AttemptAnswer:
+        """The answer for an attempt; its fence and session are the queue's own business."""
+        fields = {name: getattr(attempt, name) for name in cls.model_fields}
+        return cls(**{**fields, "state": str(attempt.state)})
+
+
+class JobDetailAnswer(JobAnswer):
+    """A job with its spec and its attempts."""
+
+    spec: dict[str, Any]
+    attempts: list[AttemptAnswer]
+
+
+class SubmittedAnswer(JobAnswer):
+    """A submitted job."""
+
+    spec: dict[str, Any]
+    replayed: bool = Field(description="the idempotency key was known: this is its job")
+
+
+class JobsAnswer(BaseModel):
+    """Jobs, the newest first."""
+
+    jobs: list[JobAnswer]
+
+
+class EventAnswer(BaseModel):
+    """One line of a job's history."""
+
+    at: float
+    kind: str
+    who: str
+    attempt: int
+    source: str | None
+    target: str | None
+    detail: dict[str, Any]
+
+    @classmethod
+    def of(cls, event: Event) -> EventAnswer:
+        """The answer for an event."""
+        return cls(**{name: getattr(event, name) for name in cls.model_fields})
+
+
+class EventsAnswer(BaseModel):
+    """A job's history, the oldest first."""
+
+    events: list[EventAnswer]
+
+
+class CheckAnswer(BaseModel):
+    """A valid spec with every default filled in, and what one attempt of it occupies."""
+
+    spec: dict[str, Any]
+    needs: dict[str, int]
+
+
+class GrantAnswer(BaseModel):
+    """What an attempt gets for its code."""
+
+    job_id: str
+    attempt_id: str
+    token: str
+    fence: int
+    spec: dict[str, Any]
+    checkpoint: dict[str, Any] | None
+    storage: str
+
+
+class CommandAnswer(BaseModel):
+    """What an attempt is to do."""
+
+    command: Literal["continue", "cancel"]
+
+
+class CheckpointAnswer(BaseModel):
+    """The job's latest checkpoint."""
+
+    checkpoint: dict[str, Any] | None
+
+
+class DoneAnswer(BaseModel):
+    """It is done."""
+
+    ok: Literal[True] = True
+
+
+class VersionAnswer(BaseModel):
+    """Where a model is in the registry."""
+
+    name: str
+    version: str
+    alias: str

@@ -1,0 +1,76 @@
+"""Makers of valid values; each test states only what it is about."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import create_engine, text
+
+from segfleet.queue.service import Queue
+from segfleet.queue.store import Store
+from segfleet.settings import Home, Settings
+from segfleet.spec.resolve import resolve_spec, to_document
+
+from fakes import FakeClock
+
+
+POSTGRES = os.environ.get("SEGFLEET_TEST_POSTGRES", "")
+
+
+def train_document(workers: int = 1, **queue: Any) -> dict[str, Any]:
+    """A resolved training spec."""
+    return to_document(
+        resolve_spec(
+            {
+                "kind": "train",
+                "name": "shapes",
+                "data": {"shards": "/data/shapes"},
+                "train": {"global_batch": 8 * workers},
+                "resources": {"workers": workers},
+                "queue": queue,
+            }
+        )
+    )
+
+
+def prepare_document(**queue: Any) -> dict[str, Any]:
+    """A resolved preparation spec."""
+    return to_document(
+        resolve_spec(
+            {"kind": "prepare", "name": "shapes", "dataset": "synthetic", "out": "/data/shapes", "queue": queue}
+        )
+    )
+
+
+def make_settings(root: Path, **changes: Any) -> Settings:
+    """Settings of a service on a home folder that exists."""
+    home = Home(root)
+    home.create()
+    values = {
+        "home": home,
+        "port": 8700,
+        "ray_address": "http://127.0.0.1:8265",
+        "mlflow_uri": "http://127.0.0.1:5000",
+        "database_url": home.database_url,
+        **changes,
+    }
+    return Settings(**values)
+
+
+def make_queue(root: Path, clock: FakeClock | None = None, url: str | None = None) -> Queue:
+    """A queue on a database under a folder."""
+    return Queue(Store(url or f"sqlite:///{root / 'segfleet.db'}"), clock or FakeClock(), root / "storage")
+
+
+def fresh_database(kind: str, folder: Path) -> str:
+    """URL of an empty database."""
+    if kind == "sqlite":
+        return f"sqlite:///{folder / 'segfleet.db'}"
+    engine = create_engine(POSTGRES)
+    with engine.begin() as connection:
+        for table in ("idempotency", "events", "attempts", "jobs", "alembic_version"):
+            connection.execute(text(f"DROP TABLE IF EXISTS {table} CASCADE"))
+    engine.dispose()
+    return POSTGRES

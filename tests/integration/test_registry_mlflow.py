@@ -1,0 +1,225 @@
+"""The registry against a real MLflow server."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from segfleet.errors import ModelError, ModelRefusedError, ServiceError
+from segfleet.registry.registration import Registration
+from segfleet.registry.registry import Registry
+
+pytestmark = pytest.mark.integration
+
+MODEL_CODE = """
+import mlflow
+
+class Echo(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input):
+        return model_input
+
+mlflow.models.set_model(Echo())
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("mlflow")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    flags = [
+        f"--port={port}",
+        "--host=127.0.0.1",
+        "--workers=1",
+        f"--backend-store-uri=sqlite:///{folder}/mlflow.db",
+        f"--artifacts-destination={folder}/artifacts",
+    ]
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "mlflow", "server", *flags]
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=log, env={**os.environ, **quiet}, start_new_session=True
+        )
+        try:
+            _await_health(url, process)
+            yield url
+        finally:
+            os.killpg(process.pid, 15)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, 9)
+                process.wait()
+
+
+def _await_health(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(f"{url}/health", timeout=2).is_success:
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    raise AssertionError("the MLflow server did not start")
+
+
+@pytest.fixture(scope="module")
+def logged(server: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """(run id, model URI) of a model that a job has logged."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "echo.py").write_text(MODEL_CODE)
+    (folder / "weights.bin").write_bytes(b"\0\1" * 4000)
+    mlflow.set_tracking_uri(server)
+    try:
+        with mlflow.start_run() as run:
+            info = mlflow.pyfunc.log_model(
+                name="segmenter",
+                python_model=str(folder / "echo.py"),
+                artifacts={"weights": str(folder / "weights.bin")},
+                pip_requirements=[],
+            )
+        return run.info.run_id, info.model_uri
+    finally:
+        mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def wanted(logged: tuple[str, str], request: pytest.FixtureRequest) -> Registration:
+    """A registration under a name of the test's own."""
+    name = request.node.name.replace("_", "-")[:60]
+    run_id, model_uri = logged
+    return Registration(
+        job_id="job-aaaaaaaa",
+        name=name,
+        alias="candidate",
+        run_id=run_id,
+        model_uri=model_uri,
+        metrics={"miou": 0.25, "pixel_accuracy": None},
+        tags={"segfleet.content_id": "c" * 64, "segfleet.job": "job-forged22"},
+    )
+
+
+@pytest.fixture
+def registry(server: str) -> Registry:
+    return Registry(server)
+
+
+def test_a_job_has_one_version_however_often_it_asks(registry: Registry, wanted: Registration) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: registry.register(wanted), range(4)))
+    assert made == [{"name": wanted.name, "version": "1", "alias": "candidate"}] * 4
+    # Another process, as after a restart of the service, knows of it too.
+    assert Registry(registry.uri).register(wanted)["version"] == "1"
+    other = registry.register(replace(wanted, job_id="job-bbbbbbbb"))
+    assert other["version"] == "2"
+    assert [version["version"] for version in registry.model(wanted.name)["versions"]] == ["2", "1"]
+
+
+def test_a_version_tells_where_it_comes_from(registry: Registry, wanted: Registration) -> None:
+    registry.register(wanted)
+    by_alias = registry.version(wanted.name, "@candidate")
+    assert by_alias == registry.version(wanted.name, "1")
+    assert by_alias["job"] == "job-aaaaaaaa"
+    assert by_alias["run_id"] == wanted.run_id
+    assert by_alias["metrics"] == {"miou": 0.25}
+    assert by_alias["tags"] == {"segfleet.content_id": "c" * 64}
+    assert by_alias["aliases"] == ["candidate"]
+    listed = {model["name"]: model for model in registry.models()}[wanted.name]
+    assert (listed["aliases"], listed["latest_version"]) == ({"candidate": "1"}, "1")
+    assert registry.model(wanted.name)["versions"][0] == by_alias
+
+
+def test_the_alias_moves_to_the_newest_asker(registry: Registry, wanted: Registration) -> None:
+    registry.register(wanted)
+    registry.register(replace(wanted, job_id="job-bbbbbbbb"))
+    assert registry.version(wanted.name, "@candidate")["version"] == "2"
+    assert registry.version(wanted.name, "1")["aliases"] == []
+
+
+def test_the_files_come_back_and_load(registry: Registry, wanted: Registration, tmp_path: Path) -> None:
+    registry.register(wanted)
+    for ref in ("1", "@candidate"):
+        folder = tmp_path / ref
+        folder.mkdir()
+        registry.fetch(wanted.name, ref, folder)
+        assert (folder / "MLmodel").is_file()
+        assert (folder / "artifacts" / "weights.bin").read_bytes() == b"\0\1" * 4000
+
+
+def test_what_is_not_there_is_said(registry: Registry, wanted: Registration, tmp_path: Path) -> None:
+    registry.register(wanted)
+    asks = [
+        lambda: registry.model("nothing-here"),
+        lambda: registry.model("x' or name like '%"),
+        lambda: registry.version("nothing-here", "1"),
+        lambda: registry.version(wanted.name, "77"),
+        lambda: registry.version(wanted.name, "@nobody"),
+        lambda: registry.version(wanted.name, "../1"),
+        lambda: registry.fetch(wanted.name, "@nobody", tmp_path),
+    ]
+    for ask in asks:
+        with pytest.raises(ModelError, match="segfleet models list"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"run_id": "0" * 32},
+        {"model_uri": "/etc"},
+        {"model_uri": "http://attacker.invalid/x"},
+        {"model_uri": "models:/other@alias"},
+        {"tags": {"mlflow.source.name": "x"}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_foreign_model_is_refused(registry: Registry, wanted: Registration, change: dict[str, str]) -> None:
+    foreign = replace(wanted, name="refused", **change)
+    with pytest.raises(ModelRefusedError):
+        registry.register(foreign)
+    assert "refused" not in {model["name"] for model in registry.models()}
+
+
+def test_an_unknown_model_is_refused(registry: Registry, wanted: Registration) -> None:
+    with pytest.raises(ModelError):
+        registry.register(replace(wanted, name="refused", model_uri="models:/m-" + "0" * 32))
+
+
+def test_a_version_whose_answer_was_lost_is_found_again(registry: Registry, wanted: Registration) -> None:
+    class Losing(MlflowClient):  # type: ignore[misc]
+        def create_model_version(self, *args: object, **kwargs: object) -> None:
+            super().create_model_version(*args, **kwargs)
+            raise mlflow.exceptions.MlflowException("connection lost")
+
+    losing = Registry(registry.uri)
+    losing._client = Losing(tracking_uri=registry.uri, registry_uri=registry.uri)
+    with pytest.raises(ServiceError):
+        losing.register(wanted)
+    assert registry.register(wanted)["version"] == "1"
+    assert len(registry.model(wanted.name)["versions"]) == 1
+
+
+def test_a_server_that_is_away_is_worth_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = Registry("http://127.0.0.1:1")
+    assert not away.is_up()
+    for ask in (away.models, lambda: away.model("seg"), lambda: away.version("seg", "@best")):
+        with pytest.raises(ServiceError, match="does not answer"):
+            ask()
+
+
+def test_it_is_up(registry: Registry) -> None:
+    assert registry.is_up()

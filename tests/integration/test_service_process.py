@@ -1,0 +1,159 @@
+"""The service as a process: one port, one home, and an end that is always in time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from segfleet.client import Client
+
+pytestmark = pytest.mark.integration
+
+SPEC = {"kind": "prepare", "name": "shapes\u202e", "dataset": "synthetic", "out": "/data/shapes"}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def start(home: Path, port: int, **variables: str) -> subprocess.Popen[str]:
+    environment = {
+        **{name: text for name, text in os.environ.items() if not name.startswith("SEGFLEET_")},
+        "SEGFLEET_HOME": str(home),
+        "SEGFLEET_PORT": str(port),
+        "SEGFLEET_RAY_ADDRESS": "http://127.0.0.1:1",
+        "SEGFLEET_MLFLOW_URI": "http://127.0.0.1:1",
+        **variables,
+    }
+    command = [sys.executable, "-m", "segfleet.server"]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@contextmanager
+def running(home: Path, port: int, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    process = start(home, port, **variables)
+    try:
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=2).is_success:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        assert process.poll() is None, process.communicate()
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def client_of(home: Path, port: int) -> Client:
+    return Client(f"http://127.0.0.1:{port}", (home / "token").read_text().strip())
+
+
+def test_a_life_with_kill_and_restart(tmp_path: Path) -> None:
+    port = free_port()
+    with running(tmp_path, port) as process:
+        assert (tmp_path / "token").stat().st_mode & 0o777 == 0o600
+        token = (tmp_path / "token").read_text().strip()
+        with client_of(tmp_path, port) as client:
+            job = client.submit({**SPEC, "name": "shapes"}, key="k")
+            assert httpx.get(f"http://127.0.0.1:{port}/api/v1/jobs/\x1b[2J%0d%0a").status_code == 401
+            assert not client.status()["ray"]["ok"]
+        assert token.encode() not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        process.kill()
+        process.wait()
+    with running(tmp_path, port) as process, client_of(tmp_path, port) as client:
+        assert client.submit({**SPEC, "name": "shapes"}, key="k")["id"] == job["id"]
+        assert client.job(job["id"])["state"] == "queued"
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=12)
+        assert time.monotonic() - began < 10
+        assert process.returncode == 0
+    assert token not in log
+    assert [json.loads(line)["level"] for line in log.splitlines()]
+
+
+def test_a_second_service_on_the_same_home_or_port_says_why(tmp_path: Path) -> None:
+    home, port = tmp_path / "home", free_port()
+    with running(home, port):
+        same_home = start(home, free_port())
+        _, text = same_home.communicate(timeout=60)
+        assert same_home.returncode == 2
+        assert text.startswith("error: another service already runs on home")
+        same_port = start(tmp_path / "other", port)
+        _, text = same_port.communicate(timeout=60)
+        assert same_port.returncode == 2
+        assert text.startswith(f"error: port {port} of 127.0.0.1 cannot be used: Address already in use")
+        assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"SEGFLEET_PORT": "many"}, "SEGFLEET_PORT='many' is not a number"),
+        ({"SEGFLEET_PORT": "99999"}, "port 99999"),
+        ({"SEGFLEET_HOME": "/proc/no/such"}, "cannot be written to"),
+        ({"SEGFLEET_DATABASE_URL": "nonsense"}, "database cannot be opened"),
+    ],
+    ids=["words", "range", "home", "database"],
+)
+def test_a_wrong_setting_is_told_in_one_line(tmp_path: Path, variables: dict[str, str], reason: str) -> None:
+    process = start(tmp_path, free_port(), **variables)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert reason in text
+    assert "Traceback" not in text
+    assert len(text.strip().splitlines()) == 1
+
+
+def test_only_loopback_listens(tmp_path: Path) -> None:
+    port = free_port()
+    with running(tmp_path, port):
+        table = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
+        listening = [line.split()[1] for line in table.splitlines() if line.split()[3] == "0A"]
+        assert [local for local in listening if local.endswith(f":{port:04X}")] == [f"0100007F:{port:04X}"]
+
+
+def test_a_route_that_hangs_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    """MLflow accepts the connection and never answers."""
+    with ExitStack() as stack:
+        silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        port = free_port()
+        process = stack.enter_context(
+            running(tmp_path, port, SEGFLEET_MLFLOW_URI=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        )
+        client = stack.enter_context(client_of(tmp_path, port))
+        asking = threading.Thread(target=_ignoring(client.models), daemon=True)
+        asking.start()
+        silent.settimeout(30)
+        stack.enter_context(silent.accept()[0])
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=12) == 0
+        assert time.monotonic() - began < 10
+
+
+def _ignoring(ask: Callable[[], object]) -> Callable[[], None]:
+    def run() -> None:
+        try:
+            ask()
+        except Exception as error:
+            print(error)
+
+    return run

@@ -1,0 +1,118 @@
+"""MLflow for real, on SQLite: one run a job, no point twice, a model that loads and predicts by itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+
+from segfleet_jobs.checkpoint import load_checkpoint
+from segfleet_jobs.predict import load_model
+from segfleet_jobs.tracking import Tracker, end_run, fail_run, flatten, log_model, open_run
+from segfleet_pipelines.manifest import Manifest
+from training import RecordingLink, make_dataset, make_train_spec, run_alone
+
+pytestmark = [
+    pytest.mark.integration,
+    # MLflow's own code on current libraries.
+    pytest.mark.filterwarnings("ignore::UserWarning:mlflow"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:mlflow"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_dataset(tmp_path_factory.mktemp("boxes"))
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("mlflow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        patch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        patch.chdir(folder)
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+        yield
+        mlflow.set_tracking_uri(before)
+
+
+def test_a_job_has_one_run_over_all_its_attempts(shards: str, tracking: None) -> None:
+    spec, manifest = make_train_spec(shards), Manifest.load(shards)
+    first = open_run("job-one", spec, manifest)
+    fail_run(first, "worker lost")
+    assert mlflow.MlflowClient().get_run(first).info.status == "FAILED"
+    assert open_run("job-one", spec, manifest) == first
+    assert open_run("job-two", spec, manifest) != first
+    run = mlflow.MlflowClient().get_run(first)
+    assert run.info.status == "RUNNING"
+    assert run.data.params["train.steps"] == "6"
+    assert run.data.tags["segfleet.content_id"] == manifest.content_id
+
+
+def test_a_resumed_attempt_writes_no_point_twice(shards: str, tracking: None) -> None:
+    run_id = open_run("job-resumed", make_train_spec(shards), Manifest.load(shards))
+    for attempt in (range(1, 5), range(3, 8)):
+        tracker = Tracker(run_id)
+        for step in attempt:
+            tracker.metrics(step, {"train/loss": float(step), "val/nothing": float("nan")})
+            time.sleep(0.002)  # MLflow tells points apart by their milliseconds
+        tracker.close()
+    points = mlflow.MlflowClient().get_metric_history(run_id, "train/loss")
+    assert sorted((point.step, point.value) for point in points) == [(step, float(step)) for step in range(1, 8)]
+    assert mlflow.MlflowClient().get_metric_history(run_id, "val/nothing") == []
+
+
+def test_a_sheet_of_pictures_arrives(shards: str, tracking: None) -> None:
+    run_id = open_run("job-pictures", make_train_spec(shards), Manifest.load(shards))
+    tracker = Tracker(run_id)
+    tracker.picture(40, b"png")
+    tracker.close()
+    artifacts = mlflow.MlflowClient().list_artifacts(run_id, "predictions")
+    assert [entry.path for entry in artifacts] == ["predictions/step-00000040.png"]
+
+
+def test_the_exported_model_predicts_like_the_trained_one_in_a_fresh_process(
+    shards: str, tracking: None, tmp_path: Path
+) -> None:
+    spec, manifest = make_train_spec(shards), Manifest.load(shards)
+    link = RecordingLink()
+    run_alone(spec, tmp_path / "job", link)
+    best = load_checkpoint(Path(link.records[-1].path))
+    run_id = open_run("job-export", spec, manifest)
+    uri = log_model(run_id, best.path / "model.safetensors", best.meta, spec, manifest)
+    end_run(run_id, {"miou": 0.5, "best_step": best.step})
+    folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path / "model")))
+    assert not list(folder.rglob("*.pkl"))
+    picture = np.zeros((50, 61, 3), np.uint8)
+    picture[10:30, 10:30] = (220, 60, 60)
+    labels = load_model(folder).predict(picture[None])
+    assert labels.shape == (1, 50, 61)
+    assert labels.dtype == np.int64
+    np.save(tmp_path / "picture.npy", picture[None])
+    # Without our packages on the path: the model must carry its own code.
+    script = (
+        "import sys\n"
+        "ours = ('/platform', '/models', '/pipelines', '/jobs')\n"
+        "sys.path = [path for path in sys.path if not path.endswith(ours)]\n"
+        "import mlflow, numpy\n"
+        f"labels = mlflow.pyfunc.load_model({str(folder)!r}).predict(numpy.load({str(tmp_path / 'picture.npy')!r}))\n"
+        f"numpy.save({str(tmp_path / 'labels.npy')!r}, labels)\n"
+        "assert 'segfleet_jobs' not in sys.modules and 'segfleet' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=120)
+    assert np.array_equal(np.load(tmp_path / "labels.npy"), labels)
+
+
+def test_flatten() -> None:
+    assert flatten({"a": {"b": 1, "c": {"d": None}}, "e": [1]}) == {"a.b": 1, "a.c.d": None, "e": [1]}

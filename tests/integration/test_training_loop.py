@@ -1,0 +1,152 @@
+"""The training loop on real data, in real gloo processes: exact resume, the same loss for any number of workers."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from segfleet.errors import CheckpointError
+from segfleet_jobs import checkpoint as checkpoint_module
+from segfleet_jobs.checkpoint import CheckpointRecord, load_checkpoint
+from segfleet_jobs.failure import NonFiniteLossError
+from segfleet_jobs.loop import TrainingLoop
+from training import InterruptedTrainingError, RecordingLink, make_dataset, make_train_spec, run_alone, run_group
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_dataset(tmp_path_factory.mktemp("boxes"))
+
+
+def equal_weights(left: CheckpointRecord, right: CheckpointRecord) -> bool:
+    """All tensors of both checkpoints, model, optimiser and random states, bit for bit."""
+    pairs = [
+        (load_file(Path(left.path) / name), load_file(Path(right.path) / name))
+        for name in ("model.safetensors", "state.safetensors")
+    ]
+    return all(a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a) for a, b in pairs)
+
+
+def losses(link: RecordingLink) -> dict[int, float]:
+    return {step: values["train/loss"] for step, values in link.curves.items()}
+
+
+@pytest.mark.parametrize("kill_after", [1, 3, 5])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(shards: str, tmp_path: Path, kill_after: int) -> None:
+    spec = make_train_spec(shards)
+    whole = RecordingLink()
+    expected = run_alone(spec, tmp_path / "whole", whole)
+    first = RecordingLink(kill_after=kill_after)
+    with pytest.raises(InterruptedTrainingError):
+        run_alone(spec, tmp_path / "resumed", first)
+    second = RecordingLink(pointer=first.pointer)
+    result = run_alone(spec, tmp_path / "resumed", second, attempt="a2")
+    assert equal_weights(whole.records[-1], second.records[-1])
+    redone = losses(second)
+    assert redone == {step: loss for step, loss in losses(whole).items() if step in redone}
+    assert min(redone) == (first.pointer.step if first.pointer else 0) + 1
+    assert {key: result[key] for key in ("miou", "best_step", "iou")} == {
+        key: expected[key] for key in ("miou", "best_step", "iou")
+    }
+
+
+def test_two_workers_resume_bit_for_bit(shards: str, tmp_path: Path) -> None:
+    spec = make_train_spec(shards)
+    whole = run_group(spec, tmp_path / "whole", 2)
+    first = run_group(spec, tmp_path / "resumed", 2, kill_after=5)
+    assert first.pointer is not None
+    assert first.pointer.step == 4
+    second = run_group(spec, tmp_path / "resumed", 2, pointer=first.pointer, attempt="a2")
+    assert equal_weights(whole.records[-1], second.records[-1])
+
+
+def test_one_and_two_workers_have_the_same_loss(shards: str, tmp_path: Path) -> None:
+    # Dropout and stochastic depth draw from a stream a rank; without them nothing depends on the number of ranks.
+    quiet = ("model.dropout=0.0", "model.drop_path=0.0", "model.decoder_dropout=0.0")
+    spec = make_train_spec(shards, *quiet)
+    alone = RecordingLink()
+    run_alone(spec, tmp_path / "one", alone)
+    pair = run_group(spec, tmp_path / "two", 2)
+    assert alone.curves.keys() == pair.curves.keys()
+    for step, values in alone.curves.items():
+        assert pair.curves[step]["train/loss"] == pytest.approx(values["train/loss"], rel=1e-5)
+        assert pair.curves[step]["train/valid_pixels"] == values["train/valid_pixels"]
+    validated = [values["val/miou"] for values in alone.curves.values() if "val/miou" in values]
+    assert [v["val/miou"] for v in pair.curves.values() if "val/miou" in v] == pytest.approx(validated, abs=1e-3)
+
+
+def poison_last_rank(loop: TrainingLoop, rank: int) -> None:
+    """Make the forward pass of rank 1 alone give NaN, in every step."""
+    if rank == 1:
+        original = loop._build
+
+        def build(checkpoint: object) -> None:
+            original(checkpoint)  # type: ignore[arg-type]
+            loop._model.register_forward_hook(lambda _module, _inputs, output: output * float("nan"))
+            loop._train_step._parallel.register_forward_hook(lambda _module, _inputs, output: output * float("nan"))
+
+        loop._build = build  # type: ignore[method-assign]
+
+
+def test_a_nan_on_one_rank_skips_the_step_on_all_and_fails_in_the_end(shards: str, tmp_path: Path) -> None:
+    spec = make_train_spec(shards, "train.max_nonfinite_steps=2")
+    with pytest.raises(Exception, match=r"not finite in 2 steps in a row up to step 1"):
+        run_group(spec, tmp_path, 2, before=poison_last_rank)
+
+
+def test_a_skipped_step_changes_nothing_and_is_counted(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_train_spec(shards, "train.steps=3", "train.max_nonfinite_steps=3", "train.checkpoint_every=1")
+    link = RecordingLink()
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda _: torch.tensor(float("inf")))
+    with pytest.raises(NonFiniteLossError, match="3 steps in a row"):
+        run_alone(spec, tmp_path, link)
+    first, second = (load_checkpoint(Path(record.path)) for record in link.records)
+    assert (first.meta["skipped_steps"], second.meta["skipped_steps"]) == (1, 2)
+    assert all(torch.equal(first.model[name], second.model[name]) for name in first.model)
+
+
+def test_a_disk_that_fills_up_keeps_the_old_checkpoint_and_says_what_to_do(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_train_spec(shards)
+    link = RecordingLink()
+    real = checkpoint_module.save_file
+
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if "00000004" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoint_module, "save_file", full)
+    with pytest.raises(CheckpointError, match=r"step 4 .*No space left.*segfleet retry"):
+        run_alone(spec, tmp_path, link)
+    assert link.pointer is not None
+    assert load_checkpoint(Path(link.pointer.path), link.pointer.sha256).step == 3
+    monkeypatch.undo()
+    again = RecordingLink(pointer=link.pointer)
+    assert run_alone(spec, tmp_path, again, attempt="a2")["step"] == 6
+
+
+def test_a_changed_spec_does_not_continue_a_checkpoint(shards: str, tmp_path: Path) -> None:
+    link = RecordingLink()
+    run_alone(make_train_spec(shards), tmp_path, link)
+    with pytest.raises(CheckpointError, match="optim"):
+        run_alone(make_train_spec(shards, "optim.lr=0.01"), tmp_path, RecordingLink(pointer=link.pointer))
+
+
+def test_a_job_that_is_done_only_reports_its_result_again(shards: str, tmp_path: Path) -> None:
+    spec = make_train_spec(shards)
+    first = RecordingLink()
+    result = run_alone(spec, tmp_path, first)
+    again = RecordingLink(pointer=first.pointer)
+    repeated = run_alone(spec, tmp_path, again, attempt="a2")
+    assert {**repeated, "seconds": None} == {**result, "seconds": None}
+    assert again.records == []

@@ -1,0 +1,136 @@
+"""The service's application on a real queue, with a registry made of dictionaries: what the tests of HTTP talk to."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fastapi.testclient import TestClient
+
+from segfleet.errors import ModelError
+from segfleet.queue import lifecycle
+from segfleet.queue.service import Queue
+from segfleet.queue.store import Store
+from segfleet.registry.registration import Registration
+from segfleet.server.api import create_app
+from segfleet.server.services import Services
+from segfleet.settings import Home, Settings
+
+API_TOKEN = "right-token-of-the-service"
+CODE = "one-time-code"
+URL = "http://127.0.0.1:8700"
+
+
+@dataclass
+class FakeRegistry:
+    """Knows one model, `seg`, whose version 1 is `@best` and holds `files`."""
+
+    files: dict[str, bytes] = field(default_factory=lambda: {"MLmodel": b"flavors: {}\n", "data/w.bin": b"\0" * 5000})
+    registered: list[Registration] = field(default_factory=list)
+
+    def is_up(self) -> bool:
+        return True
+
+    def models(self) -> list[dict[str, Any]]:
+        return [{"name": "seg", "aliases": {"best": "1"}, "latest_version": "1"}]
+
+    def model(self, name: str) -> dict[str, Any]:
+        self._known(name)
+        return {"name": name, "versions": [self.version(name, "1")]}
+
+    def version(self, name: str, ref: str) -> dict[str, Any]:
+        self._known(name, ref)
+        return {"name": name, "version": "1", "aliases": ["best"]}
+
+    def fetch(self, name: str, ref: str, folder: Path) -> None:
+        self._known(name, ref)
+        for path, content in self.files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
+
+    def register(self, wanted: Registration) -> dict[str, str]:
+        self.registered.append(wanted)
+        return {"name": wanted.name, "version": "1", "alias": wanted.alias}
+
+    def _known(self, name: str, ref: str = "1") -> None:
+        if name != "seg" or ref not in ("1", "@best"):
+            raise ModelError(f"the registry has no {name}/{ref}")
+
+
+@dataclass
+class Service:
+    """The application under test and what stands behind it."""
+
+    http: TestClient
+    queue: Queue
+    registry: FakeRegistry
+    home: Home
+
+    @property
+    def bearer(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {API_TOKEN}"}
+
+    def submit(self, **changes: Any) -> dict[str, Any]:
+        body = {"spec": prepare_spec(**changes)}
+        answer = self.http.post("/api/v1/jobs", json=body, headers=self.bearer)
+        assert answer.status_code == 201, answer.text
+        return dict(answer.json())
+
+    def start(self, job_id: str) -> str:
+        """What the dispatcher does when it sends a job to the cluster; the attempt's id."""
+        with self.queue.store.write() as tx:
+            code_hash = hashlib.sha256(CODE.encode()).hexdigest()
+            return lifecycle.begin_attempt(tx, tx.job(job_id), code_hash, self.queue.clock()).id
+
+    def claim(self, attempt_id: str, code: str = CODE) -> Any:
+        body = {"code": code, "instance": "0123456789abcdef"}
+        return self.http.post(f"/api/v1/attempts/{attempt_id}/claim", json=body)
+
+    def running(self, **changes: Any) -> tuple[str, str, dict[str, str]]:
+        """A claimed job: its id, its attempt's id and the attempt's headers."""
+        job_id = self.submit(**changes)["id"]
+        attempt_id = self.start(job_id)
+        token = self.claim(attempt_id).json()["token"]
+        return job_id, attempt_id, {"Authorization": f"Bearer {token}"}
+
+
+class AppTransport(httpx.BaseTransport):
+    """Carries a client's requests into the application; loses the next `lost_answers` on the way back."""
+
+    def __init__(self, http: TestClient) -> None:
+        self.http, self.lost_answers, self.requests = http, 0, 0
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.requests += 1
+        url, headers = str(request.url), dict(request.headers)
+        answer = self.http.request(request.method, url, content=request.read(), headers=headers)
+        if self.lost_answers:
+            self.lost_answers -= 1
+            raise httpx.ReadError("connection reset", request=request)
+        return httpx.Response(answer.status_code, headers=dict(answer.headers), content=answer.content)
+
+
+def prepare_spec(**changes: Any) -> dict[str, Any]:
+    """A short valid spec as a user writes it."""
+    return {"kind": "prepare", "name": "shapes", "dataset": "synthetic", "out": "/data/shapes", **changes}
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Service]:
+    """The application with its home in a folder; every look at its clock is a second later."""
+    home = Home(folder / "home")
+    home.create()
+    settings = Settings(home, 8700, "http://ray.invalid", "http://mlflow.invalid", home.database_url)
+    store = Store(settings.database_url)
+    seconds = itertools.count(1_700_000_000)
+    queue, registry = Queue(store, lambda: float(next(seconds)), home.storage), FakeRegistry()
+    app = create_app(Services(settings, queue, registry, lambda: True), API_TOKEN)  # type: ignore[arg-type]
+    with TestClient(app, base_url=URL, raise_server_exceptions=False) as http:
+        yield Service(http, queue, registry, home)
+    store.close()

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segfleet_models.build import ModelConfig, build_segmenter
+from segfleet_models.inference import WindowConfig, pass_size, predict, window_starts
+from segfleet_models.segmenter import Segmenter
+
+
+def make_model(num_classes: int = 5) -> Segmenter:
+    torch.manual_seed(0)
+    model = build_segmenter(ModelConfig("test_vit", 8, "linear", num_classes, 32)).eval()
+    with torch.no_grad():
+        model.decoder.head.weight.normal_()  # type: ignore[union-attr]
+    return model
+
+
+def make_image(height: int, width: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("side", "window", "stride", "starts"),
+    [
+        (512, 512, 480, [0]),
+        (683, 512, 480, [0, 171]),
+        (992, 512, 480, [0, 480]),  # the second window is flush by itself
+        (993, 512, 480, [0, 480, 481]),
+        (2048, 768, 512, [0, 512, 1024, 1280]),
+        (5, 2, 1, [0, 1, 2, 3]),
+    ],
+)
+def test_window_starts(side: int, window: int, stride: int, starts: list[int]) -> None:
+    assert window_starts(side, window, stride) == starts
+
+
+@pytest.mark.parametrize("stride", range(1, 9))
+def test_windows_cover_every_pixel_and_never_leave_the_picture(stride: int) -> None:
+    for side in range(8, 60):
+        starts = window_starts(side, 8, stride)
+        assert {start + i for start in starts for i in range(8)} == set(range(side))
+        assert len(set(starts)) == len(starts)
+
+
+def test_a_side_below_the_window_is_refused() -> None:
+    with pytest.raises(ValueError, match="31 pixels is shorter than the window of 32"):
+        window_starts(31, 32, 16)
+
+
+@pytest.mark.parametrize(
+    ("size", "config", "scale", "expected"),
+    [
+        ((300, 400), WindowConfig(128, 128), 1.0, (300, 400)),
+        ((300, 400), WindowConfig(512, 480, 512), 1.0, (512, 683)),
+        ((1024, 2048), WindowConfig(768, 736, 1024), 1.0, (1024, 2048)),
+        ((300, 400), WindowConfig(512, 480, 512), 1.25, (640, 853)),
+        ((400, 300), WindowConfig(512, 480, 512), 0.5, (682, 512)),  # shrunk, then blown up to the window
+        ((20, 10), WindowConfig(32, 32), 1.0, (64, 32)),
+        ((1, 1), WindowConfig(32, 32), 0.1, (32, 32)),
+    ],
+)
+def test_pass_size(size: tuple[int, int], config: WindowConfig, scale: float, expected: tuple[int, int]) -> None:
+    assert pass_size(size, config, scale) == expected
+
+
+@pytest.mark.parametrize(
+    "bad", [{"stride": 33}, {"stride": 0}, {"short_side": 0}, {"scales": ()}, {"scales": (1.0, 0.0)}]
+)
+def test_settings_that_skip_pixels_are_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        WindowConfig(**({"window": 32, "stride": 16} | bad))  # type: ignore[arg-type]
+
+
+def plain_probabilities(model: Segmenter, image: Tensor, config: WindowConfig) -> Tensor:
+    """The same protocol, one window at a time and nothing skipped."""
+    pixels = ((image / 255 - 0.5) / 0.5).permute(2, 0, 1)[None]
+    height, width = image.shape[:2]
+    maps = []
+    for scale in config.scales:
+        for flip in (False, True) if config.flip else (False,):
+            resized = F.interpolate(pixels, size=pass_size((height, width), config, scale), mode="bilinear")
+            resized = resized.flip(3) if flip else resized
+            total, count = torch.zeros(1, 5, *resized.shape[2:]), torch.zeros(resized.shape[2:])
+            for top in window_starts(resized.shape[2], config.window, config.stride):
+                for left in window_starts(resized.shape[3], config.window, config.stride):
+                    bottom, right = top + config.window, left + config.window
+                    window = resized[:, :, top:bottom, left:right]
+                    total[:, :, top:bottom, left:right] += model.upsample(model(window), window.shape[2:])
+                    count[top:bottom, left:right] += 1
+            logits = F.interpolate(total / count, size=(height, width), mode="bilinear")
+            maps.append((logits.flip(3) if flip else logits).softmax(1))
+    return torch.stack(maps).mean(0)[0]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        WindowConfig(32, 32),
+        WindowConfig(32, 20),
+        WindowConfig(30, 20),  # a window that is no whole number of patches
+        WindowConfig(32, 24, short_side=40),
+        WindowConfig(32, 24, scales=(0.5, 1.0, 1.75), flip=True),
+        WindowConfig(64, 64, short_side=40, flip=True),
+    ],
+)
+@pytest.mark.parametrize("size", [(32, 32), (50, 71), (90, 33), (20, 25)])
+def test_labels_are_those_of_the_plain_protocol(config: WindowConfig, size: tuple[int, int]) -> None:
+    model, image = make_model(), make_image(*size)
+    with torch.no_grad():
+        expected = plain_probabilities(model, image, config)
+    labels = predict(model, image, config)
+    assert labels.shape == size
+    assert labels.dtype == torch.uint8
+    best = expected.max(0).values - expected.gather(0, labels.long()[None])[0]
+    assert best.max() < 1e-5  # rounding may only decide between equals
+    assert len(labels.unique()) > 1
+
+
+def test_takes_arrays_and_answers_with_a_tensor_of_its_own() -> None:
+    image = make_image(40, 50)
+    labels = predict(make_model(), image.numpy(), WindowConfig(32, 32))
+    assert torch.equal(labels, predict(make_model(), image, WindowConfig(32, 32)))
+    labels += 1  # an inference tensor would refuse
+    assert np.asarray(labels).shape == (40, 50)
+
+
+def test_more_than_255_classes_need_wider_labels() -> None:
+    assert predict(make_model(300), make_image(32, 32), WindowConfig(32, 32)).dtype == torch.int16
+
+
+@pytest.mark.parametrize("image", [torch.zeros(4, 4, 3), torch.zeros(3, 4, 4, dtype=torch.uint8), np.zeros((4, 4))])
+def test_refuses_what_is_no_picture(image: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"must be uint8 \(H, W, 3\)"):
+        predict(make_model(), image, WindowConfig(32, 32))
+
+
+def test_refuses_a_model_in_training_mode() -> None:
+    with pytest.raises(ValueError, match=r"call model\.eval\(\)"):
+        predict(make_model().train(), make_image(32, 32), WindowConfig(32, 32))

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from segfleet_models.metrics import confusion_matrix, scores
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ignore_index"),
+    [(torch.uint8, 255), (torch.uint8, 2), (torch.int16, -1), (torch.int64, -1), (torch.int64, 2**40)],
+)
+def test_counts_like_a_loop_over_pixels(dtype: torch.dtype, ignore_index: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 4, (13, 17), generator=generator).to(dtype)
+    pred = torch.randint(0, 4, (13, 17), generator=generator).to(dtype)
+    target[:3] = ignore_index
+    expected = torch.zeros(4, 4, dtype=torch.int64)
+    for truth, guess in zip(target.flatten().tolist(), pred.flatten().tolist(), strict=True):
+        if truth != ignore_index:
+            expected[truth, guess] += 1
+    matrix = confusion_matrix(pred, target, 4, ignore_index)
+    assert torch.equal(matrix, expected)
+    assert matrix.dtype == torch.int64
+
+
+def test_takes_arrays_and_leaves_them_alone() -> None:
+    pred, target = np.array([[0, 1]], dtype=np.uint8), np.array([[1, 255]], dtype=np.uint8)
+    assert confusion_matrix(pred, target, 2, 255).tolist() == [[0, 0], [1, 0]]
+    assert target.tolist() == [[1, 255]]
+
+
+def test_nothing_gives_zeros() -> None:
+    empty = torch.zeros(0, dtype=torch.uint8)
+    assert confusion_matrix(empty, empty, 2, 255).tolist() == [[0, 0], [0, 0]]
+    everything_ignored = torch.full((4,), 255)
+    assert not confusion_matrix(torch.zeros(4, dtype=torch.int64), everything_ignored, 2, 255).any()
+
+
+@pytest.mark.parametrize(
+    ("pred", "target", "message"),
+    [
+        ([0, 2], [0, 1], "prediction holds labels 0..2; the classes are 0..1"),
+        ([0, 0], [0, 7], "truth holds labels 0..7"),
+        ([0, 0], [0, -1], "truth holds labels -1..0"),
+        ([0, -1], [0, 1], "prediction holds labels -1..0"),
+        ([0], [0, 1], "differ in shape"),
+    ],
+)
+def test_refuses_labels_that_are_no_class(pred: list[int], target: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        confusion_matrix(torch.tensor(pred), torch.tensor(target), 2, 255)
+
+
+def test_scores_by_hand() -> None:
+    # Class 2 is nowhere; class 3 is only ever predicted, so it has an IoU of 0 but no recall.
+    matrix = torch.tensor([[6, 2, 0, 0], [1, 3, 0, 2], [0, 0, 0, 0], [0, 0, 0, 0]])
+    result = scores(matrix)
+    assert result.iou[:2] == pytest.approx((6 / 9, 3 / 8))
+    assert math.isnan(result.iou[2])
+    assert result.iou[3] == 0
+    assert result.miou == pytest.approx((6 / 9 + 3 / 8 + 0) / 3)
+    assert result.mean_accuracy == pytest.approx((6 / 8 + 3 / 6) / 2)
+    assert result.pixel_accuracy == pytest.approx(9 / 14)
+
+
+def test_scores_of_nothing_are_nan() -> None:
+    result = scores(torch.zeros(2, 2, dtype=torch.int64))
+    assert all(math.isnan(value) for value in (result.miou, result.pixel_accuracy, result.mean_accuracy, *result.iou))

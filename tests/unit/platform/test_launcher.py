@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+import shlex
+
+import httpx
+import pytest
+from segfleet.cluster.launcher import (
+    ClusterUnreachableError,
+    Launcher,
+    RayJobStatus,
+    RayState,
+    SubmissionRefusedError,
+    entrypoint,
+)
+from segfleet.errors import LaunchError
+from segfleet.queue.scheduler import Capacity
+
+# Bodies as Ray 2.60 sends them, shortened.
+EXISTS = (
+    "Traceback (most recent call last):\n"
+    "RuntimeError: Request failed with status code 400: Traceback (most recent call last):\n"
+    "ValueError: Job with submission_id job-aaaaaaaa-a1 already exists. Please use a different submission_id.\n.\n"
+)
+NODES = {
+    "result": True,
+    "data": {
+        "result": {
+            "result": [
+                {"state": "ALIVE", "resources_total": {"CPU": 2.0, "memory": 1e9}},
+                {"state": "ALIVE", "resources_total": {"CPU": 8.0, "GPU": 4.0}},
+                {"state": "DEAD", "resources_total": {"CPU": 64.0}},
+            ]
+        }
+    },
+}
+
+
+class Ray:
+    """Answers each request with the next canned response and keeps the requests."""
+
+    def __init__(self, *answers: httpx.Response | Exception) -> None:
+        self.answers, self.requests = list(answers), list[httpx.Request]()
+        self.launcher = Launcher("http://ray:8265", "secret", transport=httpx.MockTransport(self._answer))
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def submit(ray: Ray) -> None:
+    ray.launcher.submit("job-aaaaaaaa-a1", "python -m x", {"A": "1"}, {"job": "job-aaaaaaaa"})
+
+
+def test_a_submission_names_its_id_and_carries_the_token() -> None:
+    ray = Ray(httpx.Response(200, json={"submission_id": "job-aaaaaaaa-a1"}))
+    submit(ray)
+    [request] = ray.requests
+    assert request.headers["authorization"] == "Bearer secret"
+    assert json.loads(request.content) == {
+        "entrypoint": "python -m x",
+        "submission_id": "job-aaaaaaaa-a1",
+        "metadata": {"job": "job-aaaaaaaa"},
+        "runtime_env": {"env_vars": {"A": "1"}},
+    }
+
+
+def test_an_id_that_ray_knows_already_counts_as_taken() -> None:
+    submit(Ray(httpx.Response(500, text=EXISTS)))
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "words"),
+    [
+        (httpx.Response(400, text="Traceback\nTypeError: bad env\n\n"), SubmissionRefusedError, "TypeError: bad env"),
+        (httpx.Response(500, text="No available agent"), LaunchError, "HTTP 500: No available agent"),
+        (httpx.Response(500, text=EXISTS.replace("-a1", "-a2")), LaunchError, "HTTP 500"),
+        (httpx.Response(401, text="no"), ClusterUnreachableError, "refuses the service's token"),
+        (httpx.Response(403, text="no"), ClusterUnreachableError, "refuses the service's token"),
+        (httpx.ConnectError("refused"), ClusterUnreachableError, "cannot be reached"),
+        (httpx.ReadTimeout("slow"), ClusterUnreachableError, "ReadTimeout"),
+    ],
+)
+def test_failures_of_a_submission_tell_what_to_do(
+    answer: httpx.Response | Exception, error: type[LaunchError], words: str
+) -> None:
+    with pytest.raises(LaunchError, match=words) as caught:
+        submit(Ray(answer))
+    assert type(caught.value) is error
+
+
+def test_status_of_known_and_unknown_submissions() -> None:
+    ray = Ray(
+        httpx.Response(200, json={"status": "FAILED", "message": "exit code 1"}),
+        httpx.Response(404, text="does not exist"),
+        httpx.Response(200, json={"status": "PENDING", "message": None}),
+    )
+    failed = ray.launcher.status("job-aaaaaaaa-a1")
+    assert failed == RayJobStatus(RayState.FAILED, "exit code 1")
+    assert failed.is_terminal
+    assert ray.launcher.status("job-aaaaaaaa-a1") is None
+    pending = ray.launcher.status("job-aaaaaaaa-a1")
+    assert pending is not None
+    assert not pending.is_terminal
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(200, json={"status": "SLEEPING"}),
+        httpx.Response(200, text="<html>a login page</html>"),
+        httpx.Response(200, json=["no", "object"]),
+        httpx.Response(502, text="bad gateway"),
+    ],
+)
+def test_an_answer_that_is_not_rays_is_an_error_never_a_status(answer: httpx.Response) -> None:
+    with pytest.raises(LaunchError):
+        Ray(answer).launcher.status("job-aaaaaaaa-a1")
+
+
+def test_stopping_and_reading_what_ray_does_not_know_does_nothing() -> None:
+    ray = Ray(httpx.Response(404), httpx.Response(200, json={"stopped": False}), httpx.Response(404))
+    ray.launcher.stop("job-aaaaaaaa-a1")
+    ray.launcher.stop("job-aaaaaaaa-a1")
+    assert ray.launcher.logs("job-aaaaaaaa-a1") == ""
+    assert [request.method for request in ray.requests] == ["POST", "POST", "GET"]
+
+
+def test_capacity_sums_living_nodes() -> None:
+    assert Ray(httpx.Response(200, json=NODES)).launcher.capacity() == Capacity(cpus=10, gpus=4, nodes=2)
+    with pytest.raises(LaunchError, match="unknown way"):
+        Ray(httpx.Response(200, json={"data": None})).launcher.capacity()
+
+
+def test_the_command_is_a_constant_and_its_interpreter_is_quoted() -> None:
+    assert entrypoint("train", "/usr/bin/python3") == "/usr/bin/python3 -m segfleet_jobs.train"
+    odd = "/opt/my env/$(touch x)/python"
+    assert shlex.split(entrypoint("prepare", odd)) == [odd, "-m", "segfleet_jobs.prepare"]

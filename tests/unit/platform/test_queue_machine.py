@@ -1,0 +1,311 @@
+"""The queue under fire: crashes, lost answers, zombies and second claims in every order Hypothesis can think of."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from factories import POSTGRES, fresh_database, train_document
+from fakes import FakeJob
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
+from segfleet.cluster.launcher import RayJobStatus, RayState
+from segfleet.errors import AttemptFencedError, IdempotencyConflictError, IllegalTransitionError, QueueError
+from segfleet.queue import fencing, lifecycle
+from segfleet.queue.model import Grant
+from segfleet.queue.states import HOLDING, TRANSITIONS, AttemptState, FailureClass, JobState, is_terminal
+from world import World
+
+# On a file system in memory, where there is one: thousands of durable commits need no disk to prove logic.
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+SETTINGS = settings(
+    max_examples=25,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Users, drivers (live and zombie), a service that dies, and a cluster that forgets and lies."""
+
+    backend = "sqlite"
+    grants = Bundle("grants")
+    jobs = Bundle("jobs")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(dir=MEMORY))
+        self.world = World(self.folder, fresh_database(self.backend, self.folder))
+        self.acknowledged: set[str] = set()
+        self.keys: dict[str, tuple[str, int]] = {}
+        self.drivers: dict[str, FakeJob] = {}
+        self.claims: dict[str, str] = {}
+        self.completions: dict[str, int] = {}
+
+    # Users
+
+    @rule(target=jobs, key=st.sampled_from("xyz"), workers=st.integers(1, 2), lost_ack=st.booleans())
+    def submit_with_key(self, key: str, workers: int, lost_ack: bool) -> Any:
+        try:
+            job, replayed = self.world.queue.submit(train_document(workers), owner="ann", key=key)
+        except IdempotencyConflictError:
+            assert self.keys[key][1] != workers
+            return multiple()
+        assert replayed == (key in self.keys)
+        assert self.keys.setdefault(key, (job.id, workers)) == (job.id, workers)
+        self.acknowledged.add(job.id)
+        return multiple() if lost_ack else job.id
+
+    @rule(target=jobs, priority=st.integers(49, 51), retries=st.integers(0, 2))
+    def submit(self, priority: int, retries: int) -> str:
+        job = self.world.submit(priority=priority, max_retries=retries)
+        self.acknowledged.add(job.id)
+        return job.id
+
+    @rule(job_id=jobs)
+    def cancel(self, job_id: str) -> None:
+        before = self.world.queue.get(job_id).state
+        try:
+            self.world.queue.cancel(job_id, "ann")
+        except IllegalTransitionError:
+            assert before in (JobState.SUCCEEDED, JobState.FAILED)
+
+    @rule(job_id=jobs, from_start=st.booleans())
+    def retry(self, job_id: str, from_start: bool) -> None:
+        before = self.world.queue.get(job_id).state
+        try:
+            self.world.queue.retry(job_id, "ann", from_start=from_start)
+        except IllegalTransitionError:
+            assert before not in (JobState.FAILED, JobState.CANCELLED)
+
+    # Time, the service and the cluster
+
+    @rule(seconds=st.sampled_from([0.5, 3.0, 12.0]), turns=st.integers(1, 4))
+    def turns(self, seconds: float, turns: int) -> None:
+        for _ in range(turns):
+            self._turn(seconds)
+
+    @rule()
+    def all_drivers_fall_silent(self) -> None:
+        for _ in range(12):
+            self._turn(6.0)
+
+    @rule()
+    def kill_and_restart_the_service(self) -> None:
+        before = [self.world.queue.get(job_id) for job_id in sorted(self.acknowledged)]
+        self.world.restart()
+        after = [self.world.queue.get(job_id) for job_id in sorted(self.acknowledged)]
+        assert [(job.state, job.version, job.spec) for job in after] == [
+            (job.state, job.version, job.spec) for job in before
+        ]
+
+    @rule(behaviour=st.sampled_from(["lost", "lost_answer", "refused"]))
+    def next_submission(self, behaviour: str) -> None:
+        self.world.ray.next_submits = [behaviour]
+
+    @rule()
+    def kill_the_service_in_mid_dispatch(self) -> None:
+        post = self.world.dispatcher._post
+        self.world.dispatcher._post = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
+        try:
+            self.world.step()
+        except KeyboardInterrupt:
+            self.world.restart()
+        else:
+            self.world.dispatcher._post = post  # type: ignore[method-assign]
+
+    @rule()
+    def head_restarts(self) -> None:
+        self._meet_drivers()
+        self.world.ray.restart_head()
+
+    @rule(reachable=st.booleans(), failing=st.booleans(), obeys_stop=st.booleans())
+    def cluster_mood(self, reachable: bool, failing: bool, obeys_stop: bool) -> None:
+        self.world.ray.reachable, self.world.ray.failing, self.world.ray.obeys_stop = reachable, failing, obeys_stop
+
+    @rule(which=st.integers(0, 9), end=st.sampled_from([RayState.FAILED, RayState.SUCCEEDED]))
+    def a_driver_dies(self, which: int, end: RayState) -> None:
+        running = [job for job in self.world.ray.jobs.values() if not RayJobStatus(job.state).is_terminal]
+        if running:
+            running[which % len(running)].state = end
+
+    # Drivers, which live on whatever Ray believes
+
+    @rule(target=grants, which=st.integers(0, 9), instance=st.sampled_from(["a" * 16, "b" * 16]))
+    def claim(self, which: int, instance: str) -> Any:
+        self._meet_drivers()
+        if not self.drivers:
+            return multiple()
+        attempt_id = sorted(self.drivers)[-1 - which % len(self.drivers)]
+        try:
+            grant = self.world.queue.claim(attempt_id, self.drivers[attempt_id].env["SEGFLEET_CODE"], instance)
+        except AttemptFencedError:
+            return multiple()
+        assert self.claims.setdefault(attempt_id, instance) == instance
+        self._accepted(grant)
+        return grant
+
+    @rule(grant=grants)
+    def beat(self, grant: Grant) -> None:
+        self._write(grant, lambda: self.world.queue.heartbeat(grant.attempt_id, grant.token, {"step": 1}))
+
+    @rule(grant=grants, step=st.integers(0, 3))
+    def checkpoint(self, grant: Grant, step: int) -> None:
+        document = {"path": grant.attempt_id, "step": step, "sha256": "0", "bytes": 1}
+        self._write(grant, lambda: self.world.queue.set_checkpoint(grant.attempt_id, grant.token, document))
+
+    @rule(grant=grants, failure=st.sampled_from(FailureClass))
+    def fail(self, grant: Grant, failure: FailureClass) -> None:
+        document = {"class": failure.value, "message": "x"}
+        self._write(grant, lambda: self.world.queue.fail(grant.attempt_id, grant.token, document))
+
+    @rule(grant=grants)
+    def complete(self, grant: Grant) -> None:
+        before = self.world.queue.get(grant.job_id).state
+        if self._write(grant, lambda: self.world.queue.complete(grant.attempt_id, grant.token, {"by": grant.fence})):
+            assert self.world.queue.get(grant.job_id).result == {"by": grant.fence}
+            if before != JobState.SUCCEEDED:
+                self.completions[grant.job_id] = self.completions.get(grant.job_id, 0) + 1
+
+    @rule(grant=grants)
+    def another_token(self, grant: Grant) -> None:
+        with pytest.raises(AttemptFencedError):
+            self.world.queue.heartbeat(grant.attempt_id, "0" * 64)
+
+    # What must hold after every step
+
+    @invariant()
+    def nothing_acknowledged_is_lost_and_every_history_is_legal(self) -> None:
+        for job_id in self.acknowledged:
+            job = self.world.queue.get(job_id)
+            state: JobState | None = JobState.QUEUED
+            for event in self.world.queue.events(job_id):
+                if event.target is not None:
+                    assert event.source == state
+                    assert event.target in TRANSITIONS[event.source]
+                    state = event.target
+            assert state == job.state
+
+    @invariant()
+    def one_attempt_at_a_time_under_rising_fences(self) -> None:
+        for job_id in self.acknowledged:
+            job, attempts = self.world.queue.get(job_id), self.world.queue.attempts(job_id)
+            assert [attempt.number for attempt in attempts] == list(range(1, job.attempt + 1))
+            fences = [attempt.fence for attempt in attempts]
+            assert fences == sorted(set(fences))
+            alive = [attempt for attempt in attempts if attempt.is_alive]
+            assert len(alive) == (1 if job.state in HOLDING else 0)
+            assert all(attempt.fence == job.fence for attempt in alive)
+            assert sum(not attempt.closed for attempt in attempts) <= 1
+
+    @invariant()
+    def never_more_than_the_cluster_holds(self) -> None:
+        with self.world.queue.store.read() as tx:
+            assert sum(job.needs.cpus for job in tx.holding_jobs()) <= self.world.ray.cpus
+
+    @invariant()
+    def budgets_hold(self) -> None:
+        for job_id in self.acknowledged:
+            job = self.world.queue.get(job_id)
+            counted = [a for a in self.world.queue.attempts(job_id) if a.number > job.budget_from and a.failure]
+            losses = [a for a in counted if a.failure and a.failure["class"] == "infra"]
+            assert len(losses) <= job.spec["queue"]["max_retries"] + 1
+            assert self.completions.get(job_id, 0) <= 1
+
+    def teardown(self) -> None:
+        """When the faults stop, every job ends in bounded time."""
+        try:
+            self.cluster_mood(reachable=True, failing=False, obeys_stop=True)
+            self.world.ray.next_submits = []
+            for _ in range(600):
+                if all(is_terminal(self.world.queue.get(job_id).state) for job_id in self.acknowledged):
+                    return
+                self._well_behaved_drivers()
+                self._turn(6.0)
+            raise AssertionError("jobs are stuck")
+        finally:
+            self.world.queue.store.close()
+            shutil.rmtree(self.folder)
+
+    # Inside
+
+    def _turn(self, seconds: float) -> None:
+        self.world.step(seconds)
+        self._meet_drivers()
+
+    def _meet_drivers(self) -> None:
+        for attempt_id, job in self.world.ray.jobs.items():
+            self.drivers[attempt_id] = job
+
+    def _write(self, grant: Grant, write: Any) -> bool:
+        try:
+            write()
+        except AttemptFencedError:
+            return False
+        except QueueError:
+            return True
+        self._accepted(grant)
+        return True
+
+    def _accepted(self, grant: Grant) -> None:
+        """An accepted write carries the latest fence of its job, and its attempt has not been given up."""
+        attempts = self.world.queue.attempts(grant.job_id)
+        assert attempts[-1].fence == grant.fence
+        assert attempts[-1].state in (AttemptState.RUNNING, AttemptState.SUCCEEDED, AttemptState.FAILED)
+
+    def _well_behaved_drivers(self) -> None:
+        for attempt_id, job in list(self.world.ray.jobs.items()):
+            if RayJobStatus(job.state).is_terminal:
+                continue
+            try:
+                instance = self.claims.setdefault(attempt_id, "a" * 16)
+                grant = self.world.queue.claim(attempt_id, job.env["SEGFLEET_CODE"], instance)
+                self.world.queue.complete(attempt_id, grant.token, {"by": grant.fence})
+            except AttemptFencedError:
+                pass
+            job.state = RayState.SUCCEEDED
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "postgres"] if POSTGRES else ["sqlite"])
+def test_no_order_of_faults_breaks_the_queue(backend: str) -> None:
+    machine = type("Machine", (QueueMachine,), {"backend": backend})
+    run_state_machine_as_test(machine, settings=SETTINGS)  # type: ignore[no-untyped-call]
+
+
+def _forget_fence(tx: Any, attempt_id: str, token: str, replay: AttemptState | None = None) -> Any:
+    attempt = tx.attempt(attempt_id)
+    if not fencing.is_token(tx, attempt_id, token):
+        raise AttemptFencedError(attempt_id, "wrong token")
+    return tx.job(attempt.job_id), attempt
+
+
+def _forget_token(tx: Any, attempt_id: str, token: str, replay: AttemptState | None = None) -> Any:
+    attempt = tx.attempt(attempt_id)
+    return tx.job(attempt.job_id), attempt
+
+
+def _cancel_over_anything(tx: Any, job: Any, *, who: str, now: float, detail: Any = None) -> Any:
+    return tx.change_job(job, {"state": JobState.CANCELLED, "cancel_requested": True})
+
+
+BUGS = {
+    "fence not checked": (fencing, "fenced", _forget_fence),
+    "token not checked": (fencing, "fenced", _forget_token),
+    "cancel leaves no history": (lifecycle, "cancel", _cancel_over_anything),
+    "endless retries": (lifecycle.retry, "decide", lambda *_: lifecycle.retry.Retry(0.0)),
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_the_machine_finds_planted_bugs(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that finds nothing might be looking at nothing."""
+    monkeypatch.setattr(*BUGS[bug])
+    hunt = settings(SETTINGS, phases=(Phase.generate,), max_examples=100)
+    with pytest.raises((AssertionError, IllegalTransitionError, pytest.fail.Exception, ExceptionGroup, QueueError)):
+        run_state_machine_as_test(QueueMachine, settings=hunt)  # type: ignore[no-untyped-call]
