@@ -8,13 +8,11 @@ from typing import Any
 
 from sqlalchemy import create_engine, text
 
+from fakes import FakeClock
 from segfleet.queue.service import Queue
 from segfleet.queue.store import Store
 from segfleet.settings import Home, Settings
 from segfleet.spec.resolve import resolve_spec, to_document
-
-from fakes import FakeClock
-
 
 POSTGRES = os.environ.get("SEGFLEET_TEST_POSTGRES", "")
 

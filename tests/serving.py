@@ -48,11 +48,12 @@ class FakeRegistry:
         self._known(name, ref)
         return {"name": name, "version": "1", "aliases": ["best"]}
 
-    def fetch(self, name: str, ref: str, folder: Path) -> None:
+    def fetch(self, name: str, ref: str, folder: Path) -> Path:
         self._known(name, ref)
         for path, content in self.files.items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(content)
+            (folder / "artifacts" / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "artifacts" / path).write_bytes(content)
+        return folder / "artifacts"
 
     def register(self, wanted: Registration) -> dict[str, str]:
         self.registered.append(wanted)

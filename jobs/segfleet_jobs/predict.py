@@ -75,6 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path, help="folder for the results")
     parser.add_argument("--json", action="store_true", help="print what was written as one JSON document")
     options = parser.parse_args(arguments)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         with tempfile.TemporaryDirectory(prefix="segfleet-predict-") as scratch:
             folder = Path(options.model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -167,9 +168,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder for the files (default: report-JOB)")
     parser.add_argument("--json", action="store_true", help="print the files as one JSON document")
     options = parser.parse_args(arguments)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         with Client() as client:
-            job, mlflow_uri = client.job(options.job), client.status()["mlflow"]["address"]
+            job, mlflow_uri = client.job(options.job), client.status()["mlflow"]["url"]
         tracking = mlflow.MlflowClient(mlflow_uri)
         files = write_report(job, tracking, options.out or Path(f"report-{options.job}"))
     except (SegfleetError, mlflow.exceptions.MlflowException, OSError) as error:

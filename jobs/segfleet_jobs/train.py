@@ -98,7 +98,7 @@ def work(grant: Grant, spec: JobSpec, client: AttemptClient, heart: Heart) -> di
     check_shards(spec.data.shards, (spec.data.train, spec.data.val))
     heart.progress({"phase": "starting workers", "num_steps": spec.train.steps})
     run_id = open_run(grant.job_id, spec, manifest)
-    job_folder = Path(grant.storage) / grant.job_id
+    job_folder = Path(grant.storage)
     try:
         result = _fit(grant, spec, run_id, job_folder)
         heart.progress({"phase": "registering", "step": spec.train.steps, "num_steps": spec.train.steps})

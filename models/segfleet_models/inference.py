@@ -77,8 +77,8 @@ def predict(
         raise ValueError("the model is in training mode, its dropout would blur the result; call model.eval() first")
     with torch.inference_mode():
         labels = _score_passes(model, image.to(device or model.mean.device), config).argmax(dim=0)
-    # A plain tensor: an inference tensor could not be changed in place by the caller.
-    return labels.to(torch.uint8 if model.num_classes <= 255 else torch.int16).clone()
+    # Converted outside: the caller may not change an inference tensor in place.
+    return labels.to(torch.uint8 if model.num_classes <= 255 else torch.int16)
 
 
 def window_starts(side: int, window: int, stride: int) -> list[int]:

@@ -55,7 +55,7 @@ class Client:
         url: str | None = None,
         token: str | None = None,
         *,
-        patience_s: float = 10.0,
+        patience_s: float = 30.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         if url is None or token is None:

@@ -21,6 +21,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+
 from factories import make_queue, make_settings, prepare_document
 from segfleet.cluster.launcher import ClusterUnreachableError, Launcher, RayState
 from segfleet.queue.clock import steady_clock

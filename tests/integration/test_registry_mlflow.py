@@ -27,7 +27,7 @@ MODEL_CODE = """
 import mlflow
 
 class Echo(mlflow.pyfunc.PythonModel):
-    def predict(self, context, model_input):
+    def predict(self, context, model_input: list[int]):
         return model_input
 
 mlflow.models.set_model(Echo())
@@ -154,9 +154,10 @@ def test_the_files_come_back_and_load(registry: Registry, wanted: Registration, 
     for ref in ("1", "@candidate"):
         folder = tmp_path / ref
         folder.mkdir()
-        registry.fetch(wanted.name, ref, folder)
-        assert (folder / "MLmodel").is_file()
-        assert (folder / "artifacts" / "weights.bin").read_bytes() == b"\0\1" * 4000
+        found = registry.fetch(wanted.name, ref, folder)
+        assert found.is_relative_to(folder)
+        assert (found / "artifacts" / "weights.bin").read_bytes() == b"\0\1" * 4000
+        assert mlflow.pyfunc.load_model(str(found)).predict([1, 2]) == [1, 2]
 
 
 def test_what_is_not_there_is_said(registry: Registry, wanted: Registration, tmp_path: Path) -> None:

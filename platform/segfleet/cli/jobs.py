@@ -40,7 +40,7 @@ def check(spec: SpecFile, changes: Changes = None, as_json: Json = False) -> Non
 
     Works without a service; with one, its queue's rules are asked too.
 
-    Example: segfleet check jobs/specs/camvid-seg-s.yaml --set train.steps=500
+    Example: segfleet check jobs/specs/camvid-seg-s-linear-14.yaml --set train.steps=500
     """
     try:
         document = _read(spec, changes)
@@ -66,7 +66,7 @@ def submit(
 ) -> None:
     """Put a job into the queue.
 
-    Example: segfleet submit jobs/specs/camvid-seg-s.yaml --follow
+    Example: segfleet submit jobs/specs/camvid-seg-s-linear-14.yaml --follow
 
     Example: segfleet submit spec.yaml --set data.shards=shards/mine --set optim.lr=0.01 --key nightly-7
     """

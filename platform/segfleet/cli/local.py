@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -144,8 +145,6 @@ def _parts(home: Home) -> list[dict[str, Any]]:
     except SettingsError:
         # A client's machine: there is nothing here but the service elsewhere.
         return []
-    from dataclasses import asdict
-
     from segfleet.cluster.local import status as look
 
     return [asdict(part) for part in look(home)]

@@ -221,7 +221,7 @@ class Queue:
             )
 
     def heartbeat(self, attempt_id: str, token: str, progress: Document | None = None) -> Literal["continue", "cancel"]:
-        """A sign of life with the newest progress document, answered with what to do.
+        """A sign of life with news of the progress document, answered with what to do.
 
         Raises:
             AttemptFencedError: the attempt has lost its right to write: it must stop.
@@ -231,7 +231,7 @@ class Queue:
             now = self.clock()
             tx.change_attempt(attempt.id, {"heartbeat_at": now, "beats": attempt.beats + 1})
             if progress is not None:
-                tx.change_job(job, {"progress": progress, "updated_at": now})
+                tx.change_job(job, {"progress": {**(job.progress or {}), **progress}, "updated_at": now})
             return "cancel" if job.cancel_requested else "continue"
 
     def set_checkpoint(self, attempt_id: str, token: str, checkpoint: Document) -> Job:

@@ -81,8 +81,11 @@ class Registry:
         found = self._resolve(name, ref)
         return _version_document(found, sorted(found.aliases))
 
-    def fetch(self, name: str, ref: str, folder: Path) -> None:
-        """Copy the files of a version into a folder that exists.
+    def fetch(self, name: str, ref: str, folder: Path) -> Path:
+        """Copy the files of a version to somewhere below a folder that exists.
+
+        Returns:
+            The folder that holds the version's MLmodel file.
 
         Raises:
             ModelError: no such model, version or alias, or it has no files.
@@ -90,11 +93,13 @@ class Registry:
         number = self._resolve(name, ref).version
         with self._answering(f"{name}/{number}"):
             source = self._client.get_model_version_download_uri(name, number)
-            mlflow.artifacts.download_artifacts(
+            path = mlflow.artifacts.download_artifacts(
                 artifact_uri=source, dst_path=str(folder), tracking_uri=self.uri, registry_uri=self.uri
             )
-        if not any(folder.iterdir()):
-            raise ModelError(f"model version {name}/{number} has no files; were its artifacts deleted?")
+        found = Path(path)
+        if not (found / "MLmodel").is_file():
+            raise ModelError(f"model version {name}/{number} has no MLmodel file; were its artifacts deleted?")
+        return found
 
     def register(self, wanted: Registration) -> dict[str, str]:
         """Make the job's version if it is not there yet, and move the alias to it.

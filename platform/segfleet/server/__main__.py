@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -77,10 +77,14 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
                 timeout_graceful_shutdown=_DRAIN_S,
             )
         )
-        dispatching.on_death = lambda: setattr(server, "should_exit", True)
+
+        def end(*_: object) -> None:
+            server.should_exit = True
+
+        dispatching.on_death = end
         # uvicorn repeats the signal that ended it, once it is done, for whoever handled it before.
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, end)
         dispatching.start()
         _log.info("listening on %s:%d, process %d", HOST, settings.port, os.getpid())
         server.run(sockets=[listener])
@@ -108,7 +112,7 @@ class _Dispatching:
         self._dispatcher = dispatcher
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
-        self.on_death = lambda: None
+        self.on_death: Callable[[], None] = lambda: None
 
     def start(self) -> None:
         self._thread.start()

@@ -47,6 +47,10 @@ def configure(secrets: Iterable[str]) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(secrets))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.captureWarnings(capture=True)
+    # MLflow brings a handler of its own, which would write lines that are no JSON.
+    logging.getLogger("mlflow").handlers.clear()
+    logging.getLogger("mlflow").propagate = True
     # httpx logs each request; the dispatcher makes several a second.
-    for chatty in ("httpx", "httpcore", "alembic"):
+    for chatty in ("httpx", "httpcore", "alembic", "mlflow"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -40,9 +40,9 @@ def archive(name: str, ref: str, services: ServicesArg) -> FileResponse:
     """The files of a version as an uncompressed tar; Repr-Digest holds its SHA-256."""
     work = tempfile.TemporaryDirectory(prefix="segfleet-archive-")
     try:
-        files, tar = Path(work.name) / "files", Path(work.name) / "archive.tar"
-        files.mkdir()
-        services.registry.fetch(name, ref, files)
+        fetched, tar = Path(work.name) / "fetched", Path(work.name) / "archive.tar"
+        fetched.mkdir()
+        files = services.registry.fetch(name, ref, fetched)
         with tar.open("wb") as out:
             digest = pack(files, out)
     except BaseException:

@@ -25,7 +25,7 @@ def resolve_spec(document: Mapping[str, Any], source: str = "spec") -> JobSpec:
         SpecError: with every problem found.
     """
     kind = document.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         what = "missing" if kind is None else f"unknown kind {kind!r}"
         raise SpecError([Problem("kind", what, f"use one of {', '.join(sorted(KINDS))}")], source)
     filled = _merge(KIND_DEFAULTS[kind], document)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from segfleet.queue.store import Store
 
 from factories import POSTGRES, fresh_database
+from segfleet.queue.store import Store
 from serving import AppTransport, Service, serving
 
 

@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
+import warnings
 
-from segfleet.server.log import JsonFormatter
+import pytest
+
+from segfleet.server.log import JsonFormatter, configure
 
 
 def line(message: str, *args: object, secrets: tuple[str, ...] = (), error: BaseException | None = None) -> str:
@@ -24,3 +28,20 @@ def test_tokens_are_hidden_everywhere() -> None:
     text = line("header 'bearer xyz123' and s3cret", secrets=("s3cret", ""), error=error)
     assert not any(secret in text for secret in ("s3cret", "abc.def-ghi", "xyz123"))
     assert "ValueError" in json.loads(text)["traceback"]
+
+
+def test_libraries_write_no_lines_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    root, foreign = logging.getLogger(), logging.getLogger("mlflow")
+    kept = (list(root.handlers), root.level, list(foreign.handlers), foreign.propagate)
+    foreign.addHandler(logging.StreamHandler(sys.stderr))
+    try:
+        configure(["s3cret"])
+        foreign.error("s3cret")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("careful", stacklevel=1)
+        lines = capsys.readouterr().err.splitlines()
+    finally:
+        logging.captureWarnings(capture=False)
+        root.handlers[:], root.level, foreign.handlers[:], foreign.propagate = kept
+    assert [json.loads(line)["message"].split(": ")[-1].split("\n")[0] for line in lines] == ["[hidden]", "careful"]

@@ -5,6 +5,7 @@ import shlex
 
 import httpx
 import pytest
+
 from segfleet.cluster.launcher import (
     ClusterUnreachableError,
     Launcher,

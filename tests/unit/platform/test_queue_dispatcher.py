@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from world import World
+
 from segfleet.cluster.launcher import ENTRY_MODULES, RayState
 from segfleet.errors import AttemptFencedError
 from segfleet.queue.dispatcher import Dispatcher
 from segfleet.queue.states import JobState
 from segfleet.spec.kinds import KINDS
+from world import World
 
 
 @pytest.fixture

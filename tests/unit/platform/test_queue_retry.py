@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from segfleet.queue.retry import Retry, Stop, back_off_s, decide
 from segfleet.queue.states import FailureClass
 

@@ -5,6 +5,7 @@ import time
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from segfleet.queue.model import Needs
 from segfleet.queue.scheduler import Candidate, Capacity, Start, Wait, never_fits, plan
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from factories import make_queue, prepare_document, train_document
 from fakes import FakeClock
 from segfleet.errors import (

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from segfleet.errors import IllegalTransitionError
 from segfleet.queue.states import TERMINAL, TRANSITIONS, JobState, check_transition, is_terminal
 

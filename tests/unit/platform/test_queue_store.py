@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import text
+
 from factories import make_queue, train_document
 from segfleet.errors import QueueUnavailableError
 from segfleet.queue import database
 from segfleet.queue.database import open_engine
 from segfleet.queue.store import LostRaceError, Store
 from segfleet.queue.tables import metadata
-from sqlalchemy import text
 
 
 def test_migrations_lead_to_the_tables_of_the_code(database_url: str) -> None:
@@ -73,9 +74,8 @@ def test_a_stale_read_changes_nothing(tmp_path: Path, database_url: str) -> None
 
 def test_only_one_service_leads_a_database(database_url: str) -> None:
     first, second = Store(database_url), Store(database_url)
-    with first.leadership():
-        with pytest.raises(QueueUnavailableError, match="already dispatches"), second.leadership():
-            pass
+    with first.leadership(), pytest.raises(QueueUnavailableError, match="already dispatches"), second.leadership():
+        pass
     with second.leadership():
         pass
     first.close()
