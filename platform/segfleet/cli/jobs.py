@@ -131,7 +131,7 @@ def show(job_id: JobId, as_json: Json = False) -> None:
         return
     _print_job(job)
     for event in events:
-        target = f" -> {event['target']}" if event["target"] else ""
+        target = f" -> {event['target']}" if event["target"] not in (None, event["kind"]) else ""
         say(f"  {ago(event['at'])} ago: {event['kind']}{target} (by {event['who']})")
     _print_outcome(job)
 
@@ -216,7 +216,7 @@ def _plan(spec: dict[str, Any]) -> str:
 
 def _job_cells(job: dict[str, Any]) -> list[Text]:
     progress = job["progress"] or {}
-    step = f"{progress['step']}/{progress['num_steps']}" if progress.get("num_steps") else "-"
+    step = f"{progress['step']}/{progress['num_steps']}" if "step" in progress else "-"
     miou = (job["result"] or {}).get("miou", progress.get("miou"))
     place = f"place {job['place']}: " if job["place"] else ""
     cells = [job["id"], job["name"], job["kind"], job["state"], step, number(miou), ago(job["created_at"])]
@@ -234,9 +234,10 @@ def _print_job(job: dict[str, Any]) -> None:
         end = job["finished_at"]
         say(f"started {ago(job['started_at'])} ago, " + (f"took {ago(job['started_at'], end)}" if end else "runs"))
     progress = job["progress"]
-    if progress and progress.get("num_steps"):
+    if progress and "step" in progress:
         figures = f"loss {number(progress.get('loss'))}, mIoU {number(progress.get('miou'))}"
-        say(f"step {progress['step']}/{progress['num_steps']}, {figures}, left {duration(progress.get('eta_s'))}")
+        left = "" if job["finished_at"] else f", left {duration(progress.get('eta_s'))}"
+        say(f"step {progress['step']}/{progress['num_steps']}, {figures}{left}")
     for attempt in job["attempts"]:
         why = f": {attempt['failure']['message']}" if attempt["failure"] else ""
         say(f"  {attempt['id']} {attempt['state']}{why}")
