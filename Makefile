@@ -22,7 +22,7 @@ demo: $(STAMP) ## from raw pictures to a registered model, then predictions in d
 	@$(BIN)/python scripts/demo.py
 
 test: test-unit ## all tests: unit, then integration, then end to end
-	$(BIN)/pytest tests/integration -m "integration and not gpu"
+	$(BIN)/pytest tests -m "integration and not gpu"
 	$(BIN)/pytest tests/e2e -m "e2e and not gpu"
 
 test-unit: $(STAMP) ## the quick tests: no network, no Ray

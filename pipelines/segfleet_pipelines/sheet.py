@@ -1,7 +1,8 @@
-"""A picture sheet of a split: samples with their labels over them, and a legend."""
+"""Picture sheets: rows of views with captions, and a legend of the classes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from segfleet.errors import DataError
 from segfleet_pipelines.picture import Palette, Pixels, colorize, decode_image, decode_mask, overlay
 from segfleet_pipelines.reader import SampleIndex
+
+Color = tuple[int, int, int]
+Row = tuple[str, Sequence[Pixels]]
 
 _TILE_WIDTH, _TILE_HEIGHT = 300, 225  # a picture is scaled to fit, pixels
 _GAP, _TEXT, _SWATCH = 12, 18, 14
@@ -32,15 +36,30 @@ def write_sheet(location: str | Path, out: Path, split: str, count: int = 12) ->
     shown = np.flatnonzero(index.class_pixels.sum(axis=0))
     title = f"{manifest.name}, {split}: {len(chosen)} of {len(index)} samples"
     entries = [(manifest.class_names[i], manifest.palette[i]) for i in shown]
-    sheet = _assemble(title, rows, entries)
+    sheet = compose_sheet(title, rows, entries, columns=2)
     try:
         sheet.save(out, format="PNG")
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error.strerror or error}; choose another place") from error
 
 
-def _sample_row(index: SampleIndex, i: int) -> tuple[str, list[Image.Image]]:
-    """Caption, then picture, overlay and mask, scaled to the tile."""
+def compose_sheet(
+    title: str, rows: Sequence[Row], entries: Sequence[tuple[str, Color]], *, columns: int = 1
+) -> Image.Image:
+    """Lay out views, each scaled to fit a tile.
+
+    Args:
+        title: Head line.
+        rows: A caption and its views, every row with as many; RGB (H, W, 3).
+        entries: The legend: names and colours.
+        columns: Rows that stand side by side.
+    """
+    tiles = [(caption, [_scaled(view) for view in views]) for caption, views in rows]
+    return _assemble(title, tiles, entries, min(columns, len(tiles)))
+
+
+def _sample_row(index: SampleIndex, i: int) -> Row:
+    """Caption, then picture, overlay and mask."""
     key, image_bytes, mask_bytes = index.read_sample(i)
     try:
         image, mask = decode_image(image_bytes), decode_mask(mask_bytes)
@@ -48,23 +67,23 @@ def _sample_row(index: SampleIndex, i: int) -> tuple[str, list[Image.Image]]:
         raise DataError(f"shard {index.shard_of(i)!r}, key {key!r}: {error}") from error
     palette: Palette = index.manifest.palette
     height, width = mask.shape
-    views = [_scaled(image, smooth=True), _scaled(overlay(image, mask, palette), smooth=True)]
-    return f"{key}  {width} x {height}", [*views, _scaled(colorize(mask, palette), smooth=False)]
+    return f"{key}  {width} x {height}", [image, overlay(image, mask, palette), colorize(mask, palette)]
 
 
-def _scaled(picture: Pixels, *, smooth: bool) -> Image.Image:
+def _scaled(picture: Pixels) -> Image.Image:
     height, width = picture.shape[:2]
     factor = min(_TILE_WIDTH / width, _TILE_HEIGHT / height)
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    return Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST)
+    # Small pictures are shown pixel by pixel, large ones smoothed.
+    return Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC if factor < 1 else Image.Resampling.NEAREST)
 
 
 def _assemble(
-    title: str, rows: list[tuple[str, list[Image.Image]]], entries: list[tuple[str, tuple[int, int, int]]]
+    title: str, rows: Sequence[tuple[str, list[Image.Image]]], entries: Sequence[tuple[str, Color]], columns: int
 ) -> Image.Image:
     font, small = ImageFont.load_default(18), ImageFont.load_default(13)
-    columns = 2 if len(rows) > 1 else 1
-    group = 3 * _TILE_WIDTH + 2 * _GAP // 3
+    views_a_row = len(rows[0][1])
+    group = views_a_row * _TILE_WIDTH + (views_a_row - 1) * (_GAP // 3)
     width = columns * group + (columns + 1) * 2 * _GAP
     legend = _legend_places(entries, width, small)
     legend_height = max((y for _, y in legend), default=0) + _TEXT + _GAP
@@ -90,7 +109,7 @@ def _assemble(
 
 
 def _legend_places(
-    entries: list[tuple[str, tuple[int, int, int]]], width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont
+    entries: Sequence[tuple[str, Color]], width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont
 ) -> list[tuple[int, int]]:
     """Upper left corner of each entry and of the one for ignored pixels, broken into lines."""
     places = []

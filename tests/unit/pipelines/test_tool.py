@@ -99,9 +99,11 @@ def test_wrong_use_gives_exit_code_2(arguments: list[str], capsys: pytest.Captur
     assert caught.value.code == 2
 
 
-def test_names_cannot_reach_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["verify", str(tmp_path / "\x1b[2Jx")]) == 1
-    assert "\x1b" not in capsys.readouterr().err
+def test_names_cannot_steer_the_terminal(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (raw / "images" / "\x1b[2Jx.jpg").touch()
+    assert main(["prepare", "folder", "--raw", str(raw), "--out", str(tmp_path / "out")]) == 1
+    assert "[2Jx.jpg: no mask" in (err := capsys.readouterr().err)
+    assert "\x1b" not in err
 
 
 def test_a_terminated_prepare_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:

@@ -258,10 +258,8 @@ def test_the_token_stays_away_from_proxies_and_netrc(monkeypatch: pytest.MonkeyP
                 got.append(peer.recv(65536))
                 peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Type: application/json\r\n\r\n{}")
 
-        thread = threading.Thread(target=serve)
-        thread.start()
+        threading.Thread(target=serve, daemon=True).start()
         link = Connection(f"http://127.0.0.1:{server.getsockname()[1]}", "secret", patience_s=0.0)
         assert link.get("/x") == {}
         link.close()
-        thread.join()
     assert b"Bearer secret" in got[0]

@@ -1,0 +1,46 @@
+"""Sheets of predictions: what is wrong is red, what is ignored is dark, every class has its colour."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from segfleet_jobs.pictures import encode_png, errors_in_red, prediction_sheet
+from segfleet_pipelines.manifest import FileInfo, Manifest, SplitInfo
+
+
+def manifest() -> Manifest:
+    index = FileInfo("samples.parquet", "0" * 64, 1)
+    palette = ((10, 200, 30), (200, 10, 240))
+    return Manifest("two", ("left", "right"), palette, 255, {"val": SplitInfo(1, ())}, index)
+
+
+def test_errors_are_red_and_ignored_pixels_dark() -> None:
+    image = np.full((2, 3, 3), 120, np.uint8)
+    truth = np.array([[0, 1, 255], [0, 0, 1]], np.uint8)
+    predicted = np.array([[0, 0, 1], [0, 0, 1]], np.uint8)
+    marked = errors_in_red(image, truth, predicted, 255)
+    assert marked[0, 1].tolist() == [230, 40, 40]
+    assert marked[0, 2].tolist() == [40, 40, 40]
+    assert marked[1].tolist() == [[120, 120, 120]] * 3
+
+
+def test_a_sheet_shows_every_sample_and_every_class() -> None:
+    image = np.full((30, 40, 3), 90, np.uint8)
+    truth = np.zeros((30, 40), np.uint8)
+    truth[:, 20:] = 1
+    one = prediction_sheet([("a", image, truth, truth)], manifest())
+    two = prediction_sheet([("a", image, truth, truth), ("b", image, truth, 1 - truth)], manifest())
+    with Image.open(io.BytesIO(one)) as first, Image.open(io.BytesIO(two)) as second:
+        assert second.width == first.width
+        assert second.height > first.height
+        colours = {colour for _, colour in second.getcolors(1 << 20) or ()}
+    assert {(10, 200, 30), (200, 10, 240), (230, 40, 40)} <= colours
+
+
+def test_png_keeps_the_pixels() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
+    with Image.open(io.BytesIO(encode_png(image))) as decoded:
+        assert np.array_equal(np.asarray(decoded), image)
