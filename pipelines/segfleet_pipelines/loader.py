@@ -224,7 +224,7 @@ def _pipeline(plan: _TrainPlan | _EvalPlan, build: _BatchBuilder | _EvalBuilder,
         # torch draws a seed for its processes; from a generator of their own, or the model's dropout would shift.
         generator=torch.Generator(),
     )
-    return loader.map(_raise_failure)
+    return loader.compose(_raise_failures)
 
 
 def _loader_process() -> tuple[int, int]:
@@ -237,7 +237,18 @@ def _unchanged(item: object) -> object:
     return item
 
 
-def _raise_failure(item: object) -> object:
-    if isinstance(item, _Failure):
-        raise DataError(item.message)
-    return item
+def _raise_failures(source: Iterator[object]) -> Iterator[object]:
+    """Last stage: pass everything on, and end the loader processes before an error is raised.
+
+    Whoever holds the error holds its frames, and these the processes; left to the garbage collector, torch waits five
+    seconds for each of them.
+    """
+    failure = None
+    for item in source:
+        if isinstance(item, _Failure):
+            failure = item
+            break
+        yield item
+    del source
+    if failure is not None:
+        raise DataError(failure.message)

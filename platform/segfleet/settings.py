@@ -66,6 +66,11 @@ class Home:
         """Held by the one `segfleet up` of this home."""
         return self.root / "up.lock"
 
+    @property
+    def service_lock(self) -> Path:
+        """Held by the one service of this home."""
+        return self.root / "service.lock"
+
     def create(self) -> None:
         """Make the folders, private to the user.
 

@@ -41,7 +41,15 @@ def spawn(command: Sequence[str], environment: Mapping[str, str | None], mark: s
     # SPT_NOENV: setproctitle would write a long title over the environment, and with it over the mark.
     env = child_environment({**environment, MARK: mark, "SPT_NOENV": "1"})
     with log.open("ab") as out:
-        return psutil.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+        return psutil.Popen(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            umask=0o077,  # databases, logs and checkpoints are the user's own, whatever the home folder's mode
+        )
 
 
 def marked(mark: str) -> list[psutil.Process]:

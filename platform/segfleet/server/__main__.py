@@ -136,7 +136,7 @@ class _Dispatching:
 @contextmanager
 def _only_service(home: Home) -> Iterator[None]:
     """Hold the home folder's lock: two dispatchers on one embedded database would fight."""
-    path: Path = home.root / "service.lock"
+    path: Path = home.service_lock
     with path.open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

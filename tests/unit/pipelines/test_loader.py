@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,8 @@ def test_damage_arrives_with_shard_and_key_and_without_a_traceback(dataset: Path
     shard.write_bytes(data)
     with pytest.raises(DataError) as caught:
         batches(dataset, processes=processes)
+    # The error is still held, and with it every frame of the loader: its processes are gone all the same.
+    assert not multiprocessing.active_children()
     assert f"shard 'train-000000.tar', key '{key}'" in str(caught.value)
     assert "Traceback" not in str(caught.value)
     with pytest.raises(DataError, match=key):

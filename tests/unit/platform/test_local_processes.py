@@ -98,3 +98,9 @@ def test_a_log_that_has_grown_large_moves_aside(mark: str, tmp_path: Path) -> No
     until(lambda: has_ended(root))
     assert log.read_text() == "new\n"
     assert (tmp_path / "log.1").stat().st_size == (16 << 20) + 1
+
+
+def test_what_a_child_writes_is_private(mark: str, tmp_path: Path) -> None:
+    child = start(f"open({str(tmp_path / 'made')!r}, 'w').close()", mark, tmp_path / "log")
+    child.wait(timeout=10)
+    assert (tmp_path / "made").stat().st_mode & 0o077 == 0
