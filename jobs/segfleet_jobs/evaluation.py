@@ -17,6 +17,7 @@ from segfleet_models.inference import WindowConfig, predict
 from segfleet_models.metrics import Scores, confusion_matrix, scores
 from segfleet_models.segmenter import Segmenter
 from segfleet_pipelines.loader import eval_samples
+from segfleet_pipelines.manifest import Manifest
 
 Picture = tuple[str, NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
 
@@ -29,7 +30,7 @@ class Evaluation:
         scores: mIoU, accuracies and per-class IoU.
         baseline_miou: mIoU of always answering the commonest class of this split.
         num_samples: Samples counted over all ranks.
-        pictures: (key, image, truth, prediction) of this rank's first samples.
+        pictures: (key, image, truth, prediction) of some of this rank's samples, spread over the split.
     """
 
     scores: Scores
@@ -76,7 +77,7 @@ def evaluate(
         num_classes: K.
         ignore_index: Label that does not count.
         ranks: Each rank takes its own samples; the matrices are summed.
-        num_pictures: How many of this rank's first predictions to keep.
+        num_pictures: How many of this rank's predictions to keep, at most.
         progress: Called with the number of this rank's samples done.
     """
     was_training = model.training
@@ -84,13 +85,15 @@ def evaluate(
     config = window_config(spec)
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     pictures: list[Picture] = []
+    own_samples = len(range(ranks.rank, Manifest.load(location).split(split).num_samples, ranks.world_size))
+    kept = set(np.linspace(0, own_samples - 1, num_pictures).round().astype(int).tolist()) if num_pictures else set()
     count = 0
     for sample in eval_samples(location, split, rank=ranks.rank, world_size=ranks.world_size):
         predicted = np.asarray(predict(model, sample.image, config, device=ranks.device))
         matrix += confusion_matrix(predicted, sample.mask, num_classes, ignore_index)
-        count += 1
-        if len(pictures) < num_pictures:
+        if count in kept:
             pictures.append((sample.key, sample.image, sample.mask, predicted.astype(np.uint8)))
+        count += 1
         if progress is not None:
             progress(count)
     model.train(was_training)

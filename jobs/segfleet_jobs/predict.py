@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ def load_model(folder: Path) -> Any:
     # A registered model is a safetensors file and plain code that came from our own registry; pickle stays refused.
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     try:
-        return mlflow.pyfunc.load_model(str(folder))
+        with warnings.catch_warnings():
+            # MLflow asks for type hints, for which the logged signature stands.
+            warnings.filterwarnings("ignore", message=".*[Tt]ype hint.*", category=UserWarning)
+            return mlflow.pyfunc.load_model(str(folder))
     except Exception as error:
         raise ModelError(f"the model in {str(folder)!r} cannot be loaded: {error}") from error
 

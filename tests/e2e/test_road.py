@@ -251,6 +251,23 @@ def test_kill_9_of_the_service_in_mid_run_loses_and_doubles_nothing(stack: Stack
     assert [version["job"] for version in versions].count(job_id) == 1
 
 
+def test_kill_9_of_the_driver_makes_a_second_attempt_that_goes_on_from_the_checkpoint(
+    stack: Stack, undisturbed: dict[str, Any]
+) -> None:
+    job_id = stack.client.submit(stack.spec())["id"]
+    stack.wait_for(job_id, lambda job: job["checkpoint"] is not None)
+    for driver in stack.processes("ray", "-m segfleet_jobs.train"):
+        driver.kill()
+    job = stack.succeed(job_id)
+    first, second = job["attempts"]
+    assert first["failure"]["class"] == "infra"
+    assert second["state"] == "succeeded"
+    weights, expected = stack.final_weights(job_id), stack.final_weights(undisturbed["id"])
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+    versions = stack.client.model("boxes")["versions"]
+    assert [version["job"] for version in versions].count(job_id) == 1
+
+
 def test_cancel_in_mid_run_ends_once_and_leaves_no_process(stack: Stack, undisturbed: dict[str, Any]) -> None:
     job_id = stack.client.submit(stack.spec(train={**stack.spec()["train"], "steps": 100_000}))["id"]
     stack.wait_for(job_id, lambda job: step_of(job) >= 3)

@@ -135,6 +135,24 @@ def test_a_disk_that_fills_up_keeps_the_old_checkpoint_and_says_what_to_do(
     assert run_alone(spec, tmp_path, again, attempt="a2")["step"] == 6
 
 
+def test_bf16_trains_like_fp32(shards: str, tmp_path: Path) -> None:
+    full, half = RecordingLink(), RecordingLink()
+    run_alone(make_train_spec(shards), tmp_path / "fp32", full)
+    run_alone(make_train_spec(shards, "train.precision=bf16"), tmp_path / "bf16", half)
+    assert losses(half) == pytest.approx(losses(full), rel=0.05)
+    assert losses(half) != losses(full)
+    weights = load_checkpoint(Path(half.records[-1].path)).model
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+def test_every_validation_sample_is_counted_once_and_sheets_are_spread(shards: str, tmp_path: Path) -> None:
+    link = RecordingLink()
+    result = run_alone(make_train_spec(shards), tmp_path, link)
+    assert result["num_samples"] == 5
+    assert link.sheets == [3, 6]
+    assert run_group(make_train_spec(shards), tmp_path / "two", 2).sheets == [3, 6]
+
+
 def test_a_changed_spec_does_not_continue_a_checkpoint(shards: str, tmp_path: Path) -> None:
     link = RecordingLink()
     run_alone(make_train_spec(shards), tmp_path, link)
