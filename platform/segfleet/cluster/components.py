@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import stat
 import sys
 import tempfile
@@ -118,10 +119,7 @@ def ray_folder(home: Home) -> Path:
     Raises:
         SettingsError: the closed folder is there but belongs to somebody else or is open.
     """
-    closed = home.root / "ray"
-    if len(os.fsencode(closed)) > _LONGEST_RAY_FOLDER:
-        short = hashlib.sha256(os.fsencode(home.root)).hexdigest()[:8]
-        closed = Path(tempfile.gettempdir()) / f"segfleet-{os.getuid()}-{short}"
+    closed = _closed_ray_folder(home)
     closed.mkdir(mode=0o700, exist_ok=True)
     status = closed.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
@@ -129,6 +127,21 @@ def ray_folder(home: Home) -> Path:
     folder = closed / "r"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+def forget_outside_ray_folder(home: Home) -> None:
+    """Remove Ray's folder if it lies outside the home, where nobody would ever look for it again."""
+    closed = _closed_ray_folder(home)
+    if closed.parent != home.root and closed.is_dir() and closed.stat().st_uid == os.getuid():
+        shutil.rmtree(closed, ignore_errors=True)
+
+
+def _closed_ray_folder(home: Home) -> Path:
+    closed = home.root / "ray"
+    if len(os.fsencode(closed)) <= _LONGEST_RAY_FOLDER:
+        return closed
+    short = hashlib.sha256(os.fsencode(home.root)).hexdigest()[:8]
+    return Path(tempfile.gettempdir()) / f"segfleet-{os.getuid()}-{short}"
 
 
 def _ray(home: Home, ports: Mapping[str, int]) -> Component:

@@ -19,7 +19,15 @@ from pathlib import Path
 
 import psutil
 
-from segfleet.cluster.components import GRACE_S, Component, choose_ports, components, ports_of, ray_folder
+from segfleet.cluster.components import (
+    GRACE_S,
+    Component,
+    choose_ports,
+    components,
+    forget_outside_ray_folder,
+    ports_of,
+    ray_folder,
+)
 from segfleet.cluster.ports import require_free
 from segfleet.cluster.processes import end_tree, has_ended, marked, marked_root, memory_mib, spawn
 from segfleet.cluster.state import Started, State, exclusive, holder, is_held
@@ -98,6 +106,7 @@ def down(home: Home, say: Say) -> bool:
         if found:
             say("ending what a killed 'segfleet up' has left")
         _end_all(state)
+        forget_outside_ray_folder(home)
         home.state.unlink(missing_ok=True)
     return was_held or found
 
@@ -186,6 +195,7 @@ class Stack:
             self._say("stopping")
         _end_all(self.state, {name: running.process for name, running in self._running.items()})
         self._running.clear()
+        forget_outside_ray_folder(self.home)
         self.home.state.unlink(missing_ok=True)
 
     def _take_over(self) -> dict[str, int]:

@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from segfleet.cluster import components as parts
-from segfleet.cluster.components import choose_ports, components, ports_of, ray_folder
+from segfleet.cluster.components import (
+    choose_ports,
+    components,
+    forget_outside_ray_folder,
+    ports_of,
+    ray_folder,
+)
 from segfleet.cluster.ports import free_ports, is_free, require_free
 from segfleet.errors import SettingsError
 from segfleet.settings import Home, ensure_token
@@ -81,6 +87,20 @@ def test_ray_s_folder_is_short_and_closed_to_others(home: Home, temporary: Path)
     assert folder.parent.stat().st_mode & 0o077 == 0
     assert ray_folder(deep) == folder
     assert ray_folder(Home(deep.root / "other")) != folder
+
+
+def test_ray_s_folder_outside_the_home_goes_and_one_inside_stays(home: Home, temporary: Path) -> None:
+    deep = Home(home.root / ("long" * 20))
+    deep.create()
+    outside = ray_folder(deep)
+    (outside / "session_2026").mkdir()
+    forget_outside_ray_folder(deep)
+    assert not outside.parent.exists()
+    inside = Home(temporary / "h")
+    inside.create()
+    folder = ray_folder(inside)
+    forget_outside_ray_folder(inside)
+    assert folder.exists() == folder.is_relative_to(inside.root)
 
 
 def test_an_open_folder_in_ray_s_place_is_refused(home: Home, temporary: Path) -> None:
