@@ -17,7 +17,7 @@ import torch.multiprocessing as multiprocessing
 from segfleet.spec.document import apply_overrides
 from segfleet.spec.kinds import PrepareSpec, TrainSpec
 from segfleet.spec.resolve import resolve_spec
-from segfleet_jobs.checkpoint import CheckpointRecord
+from segfleet_jobs.checkpoint import Checkpoint, CheckpointRecord
 from segfleet_jobs.evaluation import Picture
 from segfleet_jobs.loop import TrainingLoop
 from segfleet_jobs.ranks import Ranks
@@ -148,6 +148,19 @@ def run_group(
     link = RecordingLink()
     link.__dict__.update(torch.load(result, weights_only=False))
     return link
+
+
+def poison_last_rank(loop: TrainingLoop, rank: int) -> None:
+    """Make every forward pass of rank 1 alone give NaN; here because the ranks' processes import it by name."""
+    if rank != 1:
+        return
+    build = loop._build
+
+    def build_poisoned(checkpoint: Checkpoint | None) -> None:
+        build(checkpoint)
+        loop._train_step._parallel.register_forward_hook(lambda _module, _inputs, output: output * float("nan"))
+
+    loop._build = build_poisoned  # type: ignore[method-assign]
 
 
 def _rank(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from segfleet.errors import ModelError
+from segfleet.errors import DataError, ModelError
 
 MAX_MEMBERS = 10_000
 
@@ -49,8 +49,9 @@ def unpack(chunks: Iterable[bytes], out: Path, digest: str) -> Path:
         digest: Repr-Digest header value the archive must have.
 
     Raises:
-        ModelError: `out` exists, the disk is full, the archive is cut, changed, or holds anything but plain files
-            with plain relative names.
+        ModelError: `out` exists.
+        DataError: the disk is full, the archive is cut, changed, or holds anything but plain files with plain relative
+            names.
     """
     if out.exists() or out.is_symlink():
         raise ModelError(f"{str(out)!r} exists already; choose another folder or remove it")
@@ -64,7 +65,7 @@ def unpack(chunks: Iterable[bytes], out: Path, digest: str) -> Path:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
-        raise ModelError(f"{str(out)!r} cannot be written: {error.strerror or error}") from error
+        raise DataError(f"{str(out)!r} cannot be written: {error.strerror or error}") from error
     return out
 
 
@@ -74,21 +75,21 @@ def _extract(chunks: Iterable[bytes], folder: Path, digest: str) -> None:
         with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]
             for count, member in enumerate(tar, start=1):
                 if count > MAX_MEMBERS:
-                    raise ModelError(f"the archive holds more than {MAX_MEMBERS} files; it is refused")
+                    raise DataError(f"the archive holds more than {MAX_MEMBERS} files; it is refused")
                 _write_member(tar, member, folder)
         stream.drain()
     except tarfile.TarError as error:
-        raise ModelError(f"the archive is damaged ({error}); pull again") from error
+        raise DataError(f"the archive is damaged ({error}); pull again") from error
     # tarfile takes a broken header for the end of the archive; only the digest proves that all has come.
     if digest_header(stream.sha256.digest()) != digest:
-        raise ModelError("the archive was cut or changed on its way (digest differs); pull again")
+        raise DataError("the archive was cut or changed on its way (digest differs); pull again")
 
 
 def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
     name = PurePosixPath(member.name)
     parts_ok = name.parts and not name.is_absolute() and not {"..", "."} & set(name.parts)
     if not member.isfile() or not parts_ok or "\\" in member.name or "\0" in member.name:
-        raise ModelError(f"the archive holds {member.name[:80]!r}, which is no plain file below it; it is refused")
+        raise DataError(f"the archive holds {member.name[:80]!r}, which is no plain file below it; it is refused")
     source = tar.extractfile(member)
     assert source is not None, "regular files have contents"
     target = folder.joinpath(*name.parts)

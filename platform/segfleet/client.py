@@ -25,10 +25,10 @@ import httpx
 
 from segfleet.archive import unpack
 from segfleet.connection import Connection, Document, as_document, path_of
-from segfleet.errors import ModelError, ServiceError
+from segfleet.errors import ModelError, ServiceError, SettingsError
 from segfleet.settings import default_home, service_address
 from segfleet.spec.document import read_document
-from segfleet.wire import DIGEST, LOG_END, NEXT_OFFSET
+from segfleet.wire import DIGEST, IDEMPOTENCY_KEY, LOG_END, NEXT_OFFSET
 
 FOLLOW_PATIENCE_S = 120.0
 _TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
@@ -59,8 +59,7 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         if url is None or token is None:
-            found_url, found_token = service_address(default_home())
-            url, token = url or found_url, token or found_token
+            url, token = service_address(default_home(), url=url, token=token)
         self._connection = Connection(url, token, patience_s=patience_s, transport=transport)
 
     def __enter__(self) -> Self:
@@ -101,21 +100,25 @@ class Client:
 
         Args:
             spec: As for `check`.
-            key: Idempotency key; the same key with the same spec gives the same job. None makes a new one.
+            key: Idempotency key, 1 to 200 visible ASCII characters; the same key with the same spec gives the same
+                job. None makes a new one.
 
         Returns:
             The job, with "replayed": whether the key was known already.
 
         Raises:
-            SpecError: the spec is wrong, or the cluster can never hold the job.
+            SettingsError: the key cannot be one.
+            SpecError: the spec is wrong, its data is not there, or the cluster can never hold the job.
             IdempotencyConflictError: the key belongs to another spec.
         """
-        headers = {"Idempotency-Key": key or str(uuid.uuid4())}
+        if key is not None and not re.fullmatch(IDEMPOTENCY_KEY, key):
+            raise SettingsError(f"key {key!r} cannot be one; use 1 to 200 visible ASCII characters without spaces")
+        headers = {"Idempotency-Key": str(uuid.uuid4()) if key is None else key}
         return as_document(self._connection.post("/jobs", {"spec": _readied(spec)}, headers=headers))
 
     def jobs(self, *, state: str | None = None, project: str | None = None, limit: int = 100) -> list[Document]:
         """Jobs without their specs, the newest first."""
-        return _documents(self._connection.get("/jobs", state=state, project=project, limit=limit)["jobs"])
+        return self._listed("jobs", self._connection.get("/jobs", state=state, project=project, limit=limit))
 
     def job(self, job_id: str) -> Document:
         """One job with its spec, its attempts and, while it is queued, why it waits and at which place.
@@ -127,7 +130,7 @@ class Client:
 
     def events(self, job_id: str) -> list[Document]:
         """What happened to a job, the oldest first."""
-        return _documents(self._connection.get(path_of("jobs", job_id, "events"))["events"])
+        return self._listed("events", self._connection.get(path_of("jobs", job_id, "events")))
 
     def watch(self, job_id: str, *, poll_s: float = 1.0) -> Iterator[Document]:
         """The job again and again, the last time in its terminal state; outlives restarts of the service."""
@@ -170,10 +173,13 @@ class Client:
             answer = self._connection.request(
                 "GET", path_of("jobs", job_id, "logs"), params={"offset": offset}, patience_s=patience_s
             )
+            following, end = answer.headers.get(NEXT_OFFSET, ""), answer.headers.get(LOG_END)
+            if not following.isdecimal():
+                raise self._connection.stranger()
             if answer.content:
                 yield decoder.decode(answer.content)
-            offset = int(answer.headers[NEXT_OFFSET])
-            if answer.headers[LOG_END] == "true" or not (follow or answer.content):
+            offset = int(following)
+            if end == "true" or not (follow or answer.content):
                 yield decoder.decode(b"", final=True)
                 return
             if not answer.content:
@@ -198,7 +204,7 @@ class Client:
 
     def models(self) -> list[Document]:
         """Registered models: name, versions' number, aliases, newest version."""
-        return _documents(self._connection.get("/models")["models"])
+        return self._listed("models", self._connection.get("/models"))
 
     def model(self, name_ref: str) -> Document:
         """A registered model (NAME) with its versions, or one version of it (NAME@ALIAS, NAME/VERSION).
@@ -221,7 +227,8 @@ class Client:
             The folder.
 
         Raises:
-            ModelError: no such version, `out` exists, or the archive is damaged or unsafe.
+            ModelError: no such version, or `out` exists.
+            DataError: the archive is damaged or unsafe, or the disk is full.
         """
         path = _version_path(name_ref) + "/archive"
         with self._connection.stream(path) as answer:
@@ -230,6 +237,12 @@ class Client:
     def status(self) -> Document:
         """The service's version, its queue in numbers, and whether Ray and MLflow answer."""
         return as_document(self._connection.get("/status"))
+
+    def _listed(self, name: str, answer: Any) -> list[Document]:
+        items = as_document(answer).get(name)
+        if not isinstance(items, list):
+            raise self._connection.stranger()
+        return [as_document(item) for item in items]
 
 
 def _readied(spec: Mapping[str, Any] | str | Path) -> Document:
@@ -254,6 +267,3 @@ def _version_path(name_ref: str) -> str:
         raise ModelError(f"{name_ref!r} names no version; write NAME@ALIAS or NAME/VERSION")
     return path_of("models", match["name"], f"@{match['alias']}" if match["alias"] else match["version"])
 
-
-def _documents(value: Any) -> list[Document]:
-    return [as_document(item) for item in value]

@@ -11,7 +11,8 @@ from urllib.parse import quote
 
 import httpx
 
-from segfleet.errors import ServiceError
+from segfleet.errors import ServiceError, SettingsError
+from segfleet.settings import host_of
 from segfleet.wire import API, error_from
 
 Document = dict[str, Any]
@@ -19,6 +20,12 @@ Document = dict[str, Any]
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+
+
+class UnreachableError(ServiceError):
+    """Nothing answers at the service's address."""
+
+    code = "unreachable"
 
 
 class Connection:
@@ -31,6 +38,9 @@ class Connection:
         transport: Replaces the network, for tests.
         sleep: Replaces the pause between two tries.
         clock: Monotonic seconds.
+
+    Raises:
+        SettingsError: the URL is malformed, or no header can carry the token.
     """
 
     def __init__(
@@ -43,10 +53,16 @@ class Connection:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        host_of(url)
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise SettingsError("the service's token holds other characters than those of ASCII; look at SEGFLEET_TOKEN")
         self.url, self.token, self.patience_s = url.rstrip("/"), token, patience_s
         self._sleep, self._clock = sleep, clock
         # The environment's proxies and .netrc must neither see nor replace the bearer token.
-        self._http = httpx.Client(base_url=self.url + API, timeout=_TIMEOUT, transport=transport, trust_env=False)
+        try:
+            self._http = httpx.Client(base_url=self.url + API, timeout=_TIMEOUT, transport=transport, trust_env=False)
+        except httpx.InvalidURL as error:
+            raise SettingsError(f"{url!r} is no address of a service: {error}") from error
 
     def close(self) -> None:
         """Give the sockets back."""
@@ -58,7 +74,7 @@ class Connection:
         Raises:
             SegfleetError: what the service refused, as the class it raised; ServiceError if it cannot be reached.
         """
-        return self.request("GET", path, params=params, patience_s=patience_s).json()
+        return self._decoded(self.request("GET", path, params=params, patience_s=patience_s))
 
     def post(
         self,
@@ -81,9 +97,9 @@ class Connection:
         Raises:
             SegfleetError: as `get`.
         """
-        return self.request(
-            "POST", path, body=body, headers=headers, repeatable=repeatable, patience_s=patience_s
-        ).json()
+        return self._decoded(
+            self.request("POST", path, body=body, headers=headers, repeatable=repeatable, patience_s=patience_s)
+        )
 
     def request(
         self,
@@ -108,7 +124,7 @@ class Connection:
             failure = None
             try:
                 response = self._http.send(request)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 failure = error
                 # A connection that was never made carried nothing, so even an unrepeatable request may go again.
                 if not repeatable and not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
@@ -139,8 +155,18 @@ class Connection:
                 yield _accepted(response)
             finally:
                 response.close()
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise self._unreachable(error) from error
+
+    def stranger(self) -> ServiceError:
+        """What to raise at an answer that no service of ours would give."""
+        return ServiceError(f"what answers at {self.url} is no segfleet service; look at SEGFLEET_URL")
+
+    def _decoded(self, response: httpx.Response) -> Any:
+        try:
+            return response.json()
+        except ValueError as error:
+            raise self.stranger() from error
 
     def _build(
         self,
@@ -161,9 +187,9 @@ class Connection:
         content = json.dumps(_finite(body), allow_nan=False).encode()
         return self._http.build_request(method, path, params=given, headers=sent, content=content)
 
-    def _unreachable(self, error: Exception) -> ServiceError:
+    def _unreachable(self, error: Exception) -> UnreachableError:
         reason = str(error) or type(error).__name__
-        return ServiceError(f"the service at {self.url} does not answer ({reason}); is 'segfleet up' running?")
+        return UnreachableError(f"the service at {self.url} does not answer ({reason}); is 'segfleet up' running?")
 
 
 def path_of(*parts: str) -> str:

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
+import re
 import secrets
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from segfleet.errors import SettingsError
 
 DEFAULT_PORT = 8700
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+# Long enough that nobody guesses it, and nothing that a header cannot carry.
+_TOKEN = re.compile(r"[\x21-\x7e]{16,}")
+
+
+class NoServiceError(SettingsError):
+    """No service was ever started on the home, and no address of another one is given."""
+
+    code = "no_service"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +88,18 @@ class Home:
         """Make the folders, private to the user.
 
         Raises:
-            SettingsError: the home cannot be made or written to.
+            SettingsError: the home cannot be made or written to, or it is there and somebody else could write to it.
         """
         try:
-            for folder in (self.root, self.storage, self.logs, self.mlflow_artifacts):
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            status = self.root.stat()
+            if status.st_uid != os.getuid() or status.st_mode & 0o022:
+                raise SettingsError(
+                    f"home {str(self.root)!r} is not yours alone (owner {status.st_uid}, "
+                    f"mode {stat.S_IMODE(status.st_mode):04o}); run chmod go-w on it or choose another with --home"
+                )
+            for folder in (self.storage, self.logs, self.mlflow_artifacts):
+                folder.mkdir(exist_ok=True, mode=0o700)
             probe = self.root / f".probe-{os.getpid()}"
             probe.touch()
             probe.unlink()
@@ -133,6 +153,7 @@ class Settings:
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
             "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
             "WDS_SECURE": "1",
+            "PYTHONSAFEPATH": "1",
         }
 
     @classmethod
@@ -168,59 +189,120 @@ def default_home(environment: Mapping[str, str] | None = None) -> Home:
 def child_environment(changes: Mapping[str, str | None]) -> dict[str, str]:
     """Environment of a child process: this process's own with some variables set, or removed where None.
 
-    Whatever proxy the user has, what is said on the loopback interface does not go through it.
+    Whatever proxy the user has, what is said on the loopback interface does not go through it; and whatever lies in
+    the user's folder, a Python started there does not import it.
     """
     direct = ",".join(filter(None, (os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1,localhost")))
-    merged: dict[str, str | None] = {**os.environ, "NO_PROXY": direct, "no_proxy": direct, **changes}
+    merged: dict[str, str | None] = {**os.environ, "NO_PROXY": direct, "no_proxy": direct}
+    merged |= {"PYTHONSAFEPATH": "1", **changes}
     return {name: value for name, value in merged.items() if value is not None}
 
 
-def service_address(home: Home, environment: Mapping[str, str] | None = None) -> tuple[str, str]:
-    """(URL, token) a client uses: SEGFLEET_URL and SEGFLEET_TOKEN, else what the home folder's service wrote.
+def service_address(
+    home: Home, environment: Mapping[str, str] | None = None, *, url: str | None = None, token: str | None = None
+) -> tuple[str, str]:
+    """(URL, token) a client uses: what is given, else SEGFLEET_URL and SEGFLEET_TOKEN, else the home's own.
+
+    The home's token opens this user's service on this machine, so it is sent to no other machine.
+
+    Args:
+        home: The home folder; not looked at if URL and token are known otherwise.
+        environment: Instead of this process's own.
+        url: Base URL.
+        token: Bearer token.
 
     Raises:
-        SettingsError: no service was ever started on this home, or its token file is readable by others.
+        NoServiceError: no URL is given and no service was ever started on this home.
+        SettingsError: the URL is malformed or of another machine without a token of its own, or the token file is
+            unusable.
     """
     env = os.environ if environment is None else environment
-    url = env.get("SEGFLEET_URL")
-    if url is None:
-        try:
-            url = str(json.loads(home.state.read_text(encoding="utf-8"))["url"])
-        except (OSError, ValueError, KeyError) as error:
-            raise SettingsError(
-                f"no service is running on home {str(home.root)!r}; start one with 'segfleet up' or set SEGFLEET_URL"
-            ) from error
-    return url, env.get("SEGFLEET_TOKEN") or read_token(home.token)
+    url, token = url or env.get("SEGFLEET_URL") or _url_of(home), token or env.get("SEGFLEET_TOKEN")
+    if not token:
+        if host_of(url) not in _LOOPBACK:
+            raise SettingsError(f"{url} is not on this machine, and its token is not known; set SEGFLEET_TOKEN")
+        token = read_token(home.token)
+    return url, token
+
+
+def host_of(url: str) -> str:
+    """The host in a service's base URL.
+
+    Raises:
+        SettingsError: it is no http or https URL, or has no host or an impossible port.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise SettingsError(f"{url!r} is no address of a service; write one such as http://127.0.0.1:{DEFAULT_PORT}")
+    return parts.hostname
 
 
 def read_token(path: Path) -> str:
     """Read a token file.
 
     Raises:
-        SettingsError: missing, or readable by other users.
+        SettingsError: missing, open to other users, or holding no token.
     """
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
+        status = path.stat()
         token = path.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise SettingsError(f"token file {str(path)!r} cannot be read: {error.strerror}; run 'segfleet up'") from error
+    except UnicodeDecodeError:
+        token = ""
+    mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077:
         raise SettingsError(f"token file {str(path)!r} is readable by others (mode {mode:04o}); run chmod 600 on it")
+    if status.st_uid != os.getuid():
+        raise SettingsError(f"token file {str(path)!r} belongs to another user (id {status.st_uid}); remove it")
+    if not _TOKEN.fullmatch(token):
+        raise SettingsError(f"token file {str(path)!r} holds no token; remove it and run 'segfleet up'")
     return token
 
 
 def ensure_token(path: Path) -> str:
-    """Read the token file, making it with 256 random bits and mode 0600 if it is not there."""
+    """Read the token file, making it with 256 random bits and mode 0600 if it is not there.
+
+    The file appears with its content or not at all: an empty one would be a token that everybody has.
+
+    Raises:
+        SettingsError: as `read_token`.
+    """
     if not path.exists():
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(secrets.token_urlsafe(32) + "\n")
+        staged = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+        descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(secrets.token_urlsafe(32) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            # Not a rename: of two processes that make the token at once, both must use the first one's.
+            with contextlib.suppress(FileExistsError):
+                path.hardlink_to(staged)
+        finally:
+            staged.unlink()
     return read_token(path)
+
+
+def _url_of(home: Home) -> str:
+    try:
+        return str(json.loads(home.state.read_text(encoding="utf-8"))["url"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise NoServiceError(
+            f"no service is running on home {str(home.root)!r}; start one with 'segfleet up' or set SEGFLEET_URL"
+        ) from error
 
 
 def _number(env: Mapping[str, str], name: str, default: float) -> float:
     text = env.get(name)
     try:
-        return default if text is None else float(text)
-    except ValueError as error:
-        raise SettingsError(f"{name}={text!r} is not a number") from error
+        value = default if text is None else float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise SettingsError(f"{name}={text!r} is not a number")
+    return value

@@ -12,6 +12,7 @@ PROBLEM_JSON = "application/problem+json"
 NEXT_OFFSET = "X-Next-Offset"
 LOG_END = "X-Log-End"
 DIGEST = "Repr-Digest"
+IDEMPOTENCY_KEY = r"^[\x21-\x7e]{1,200}$"
 
 
 def error_document(error: SegfleetError) -> dict[str, Any]:

@@ -13,8 +13,15 @@ from segfleet.errors import CheckpointError
 from segfleet_jobs import checkpoint as checkpoint_module
 from segfleet_jobs.checkpoint import CheckpointRecord, load_checkpoint
 from segfleet_jobs.failure import NonFiniteLossError
-from segfleet_jobs.loop import TrainingLoop
-from training import InterruptedTrainingError, RecordingLink, make_dataset, make_train_spec, run_alone, run_group
+from training import (
+    InterruptedTrainingError,
+    RecordingLink,
+    make_dataset,
+    make_train_spec,
+    poison_last_rank,
+    run_alone,
+    run_group,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -79,19 +86,6 @@ def test_one_and_two_workers_have_the_same_loss(shards: str, tmp_path: Path) -> 
         assert pair.curves[step]["train/valid_pixels"] == values["train/valid_pixels"]
     validated = [values["val/miou"] for values in alone.curves.values() if "val/miou" in values]
     assert [v["val/miou"] for v in pair.curves.values() if "val/miou" in v] == pytest.approx(validated, abs=1e-3)
-
-
-def poison_last_rank(loop: TrainingLoop, rank: int) -> None:
-    """Make the forward pass of rank 1 alone give NaN, in every step."""
-    if rank == 1:
-        original = loop._build
-
-        def build(checkpoint: object) -> None:
-            original(checkpoint)  # type: ignore[arg-type]
-            loop._model.register_forward_hook(lambda _module, _inputs, output: output * float("nan"))
-            loop._train_step._parallel.register_forward_hook(lambda _module, _inputs, output: output * float("nan"))
-
-        loop._build = build  # type: ignore[method-assign]
 
 
 def test_a_nan_on_one_rank_skips_the_step_on_all_and_fails_in_the_end(shards: str, tmp_path: Path) -> None:

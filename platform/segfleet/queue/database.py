@@ -42,7 +42,7 @@ def open_engine(url: str) -> Engine:
         if parsed.get_backend_name() == "sqlite":
             _create_private(parsed)
         engine = create_engine(parsed, pool_pre_ping=True)
-    except (SQLAlchemyError, ImportError, OSError) as error:
+    except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
         raise QueueUnavailableError(f"the queue's database cannot be opened: {error}") from error
     if parsed.get_backend_name() == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)

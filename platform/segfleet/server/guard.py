@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from segfleet.errors import SettingsError
 from segfleet.server.problems import refusal
 from segfleet.wire import API
 
@@ -38,9 +39,9 @@ def bearer_of(headers: Headers) -> str:
 
 
 def same_secret(given: str, expected: str) -> bool:
-    """Compare without telling by the time it takes how much was right."""
+    """Compare without telling by the time it takes how much was right; nothing given is never right."""
     digests = (hashlib.sha256(text.encode(errors="surrogateescape")).digest() for text in (given, expected))
-    return hmac.compare_digest(*digests)
+    return hmac.compare_digest(*digests) and bool(given)
 
 
 class Guard:
@@ -50,9 +51,14 @@ class Guard:
         app: What it guards.
         token: The service's bearer token.
         body_timeout_s: A body must have arrived by then, seconds.
+
+    Raises:
+        SettingsError: the token is empty, which would open everything to everybody.
     """
 
     def __init__(self, app: ASGIApp, token: str, body_timeout_s: float = BODY_TIMEOUT_S) -> None:
+        if not token:
+            raise SettingsError("the service's token is empty; remove the home folder's file 'token' and start again")
         self.app, self._token, self._body_timeout_s = app, token, body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Header, Query, Response
 from segfleet.errors import Problem, SpecError
 from segfleet.queue.model import Needs
 from segfleet.queue.states import JobState, is_terminal
+from segfleet.server.inputs import require_inputs
 from segfleet.server.logs import read_logs
 from segfleet.server.schemas import (
     AttemptAnswer,
@@ -28,20 +29,21 @@ from segfleet.server.schemas import (
 from segfleet.server.services import OWNER, JobId, ServicesArg
 from segfleet.spec.document import MAX_BYTES
 from segfleet.spec.resolve import resolve_spec, to_document
-from segfleet.wire import LOG_END, NEXT_OFFSET
+from segfleet.wire import IDEMPOTENCY_KEY, LOG_END, NEXT_OFFSET
 
 router = APIRouter(tags=["jobs"])
 
 IdempotencyKey = Annotated[
-    str | None, Header(pattern=r"^[\x21-\x7e]{1,200}$", description="the same key and spec give the same job again")
+    str | None, Header(pattern=IDEMPOTENCY_KEY, description="the same key and spec give the same job again")
 ]
 
 
 @router.post("/check")
-def check(body: SpecBody) -> CheckAnswer:
-    """Validate a spec and fill in its defaults; nothing is stored."""
+def check(body: SpecBody, services: ServicesArg) -> CheckAnswer:
+    """Validate a spec, fill in its defaults and ask all that `submit` asks; nothing is stored."""
     spec = _resolved(body)
     needs = Needs.of(spec)
+    services.queue.check(needs)
     return CheckAnswer(spec=spec, needs={"cpus": needs.cpus, "gpus": needs.gpus})
 
 
@@ -114,4 +116,6 @@ def _resolved(body: SpecBody) -> dict[str, Any]:
     size = len(json.dumps(body.spec).encode())
     if size > MAX_BYTES:
         raise SpecError([Problem("", f"{size} bytes; a spec has at most {MAX_BYTES}")])
-    return to_document(resolve_spec(body.spec))
+    spec = resolve_spec(body.spec)
+    require_inputs(spec)
+    return to_document(spec)
