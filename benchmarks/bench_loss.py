@@ -10,9 +10,11 @@ import argparse
 import multiprocessing
 import resource
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -54,14 +56,29 @@ def cpu_s(loss: Loss, case: str) -> float:
     return time.process_time() - begin
 
 
+def resident_mib() -> float:
+    """Resident memory of this process, MiB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
 def peak_mib(loss: Loss, case: str, pipe: Connection) -> None:
-    """Send the growth of this process's peak memory during one forward and backward, MiB."""
+    """Send the growth of this process's memory at the height of one forward and backward, sampled each ms, MiB."""
     torch.set_num_threads(1)
     logits, target, patch = inputs(case)
     loss(*inputs("CamVid"))  # load the kernels first
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before, highest, done = resident_mib(), 0.0, threading.Event()
+
+    def sample() -> None:
+        nonlocal highest
+        while not done.wait(0.001):
+            highest = max(highest, resident_mib())
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
     loss(logits, target, patch).backward()
-    pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    done.set()
+    sampler.join()
+    pipe.send(highest - before)
 
 
 def measure_peak(loss: Loss, case: str) -> float:

@@ -6,6 +6,7 @@ and stops. Calls wait out a service that is away: it may be killed and started a
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -145,6 +146,10 @@ class Heart:
                 # A silent service is no reason to stop: it may come back, and the lease is its own business.
                 command = "continue"
                 self._progress = self._progress or progress
+            except Exception as error:
+                # Whatever a beat trips over, the next one must come: the lease hangs on it.
+                print(f"segfleet: a heartbeat failed: {error!r}", flush=True)
+                command = "continue"
             if command != "continue" and not self._stop.is_set():
                 self._on_end(command)
                 return
@@ -165,7 +170,7 @@ def _call(
     pause_s = 0.2
     while True:
         try:
-            response = http.request(method, path, json=body)
+            response = http.request(method, path, json=_plain(body))
             if response.status_code in _FENCED:
                 raise AttemptFencedError(attempt_id, _message(response))
             if response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
@@ -179,6 +184,15 @@ def _call(
             raise ServiceError(f"the service did not answer {path!r} of {attempt_id}: {away}")
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, 5.0)
+
+
+def _plain(value: Any) -> Any:
+    """The value without what JSON cannot say: a loss that is not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _message(response: httpx.Response) -> str:

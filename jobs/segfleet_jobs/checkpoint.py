@@ -7,6 +7,7 @@ the latest one is a row of the queue's database, moved only by the attempt that 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -116,7 +118,7 @@ def save_checkpoint(
     try:
         staging.mkdir(parents=True)
         for name, tensors in ((_MODEL, model), (_STATE, state)):
-            save_file({key: value.contiguous() for key, value in tensors.items()}, staging / name)
+            _save_tensors({key: value.contiguous() for key, value in tensors.items()}, staging / name)
         hashes = {name: _sha256(staging / name) for name in (_MODEL, _STATE)}
         document = {**meta, "format": FORMAT, "step": step, "files": hashes}
         text = json.dumps(document, indent=1, sort_keys=True)
@@ -193,20 +195,49 @@ def load_latest(job_folder: Path, pointer: CheckpointRecord | None) -> tuple[Che
 
 
 def prune(job_folder: Path, record: CheckpointRecord) -> None:
-    """Delete checkpoints that are neither among the latest two nor the best, and left-overs of broken writes."""
-    folders = sorted(job_folder.glob("*/step-*"), key=lambda path: (_step_of(path), path.parent.name), reverse=True)
-    kept_steps = set(sorted({_step_of(path) for path in folders}, reverse=True)[:KEEP_LATEST]) | {record.best_step}
+    """Delete checkpoints that are neither among the latest two nor the best, and left-overs of broken writes.
+
+    Touches the folders of this attempt and of earlier ones only: an attempt that was overtaken while it slept may not
+    delete what its successor has written.
+    """
+    own = Path(record.path).parent
+    attempts = [
+        path for path in job_folder.iterdir() if path.is_dir() and _attempt_number(path) <= _attempt_number(own)
+    ]
+    folders = [path for attempt in attempts for path in attempt.glob("step-*")]
+    steps = sorted({_step_of(path) for path in folders if _step_of(path) <= record.step}, reverse=True)
+    kept = {*steps[:KEEP_LATEST], record.best_step}
     for path in folders:
-        if _step_of(path) not in kept_steps:
+        if _step_of(path) not in kept and path != Path(record.path):
             shutil.rmtree(path, ignore_errors=True)
-    for path in job_folder.glob("*/.writing-*"):
+    for path in (path for attempt in attempts for path in attempt.glob(".writing-*")):
         shutil.rmtree(path, ignore_errors=True)
 
 
+def discard_earlier(job_folder: Path, attempt_folder: Path) -> None:
+    """Delete the checkpoints of earlier attempts: the job begins again, nothing may fall back to what it has left."""
+    for path in job_folder.glob("*/step-*"):
+        if _attempt_number(path.parent) < _attempt_number(attempt_folder):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def find_step(job_folder: Path, step: int) -> Path | None:
-    """Folder of a kept checkpoint by its step."""
-    found = sorted(job_folder.glob(f"*/step-{step:08d}"))
-    return found[-1] if found else None
+    """Folder of a kept checkpoint by its step; the latest attempt's, if several wrote it."""
+    return max(job_folder.glob(f"*/step-{step:08d}"), key=lambda path: _attempt_number(path.parent), default=None)
+
+
+def _attempt_number(folder: Path) -> int:
+    """N of an attempt's folder, `JOB-aN`."""
+    number = folder.name.rpartition("a")[2]
+    return int(number) if number.isdecimal() else 0
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        # The library hides the system's error number behind a class of its own.
+        raise OSError(errno.EIO, str(error)) from error
 
 
 def _step_of(path: Path) -> int:

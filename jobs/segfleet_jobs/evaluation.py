@@ -89,7 +89,7 @@ def evaluate(
     kept = set(np.linspace(0, own_samples - 1, num_pictures).round().astype(int).tolist()) if num_pictures else set()
     count = 0
     for sample in eval_samples(location, split, rank=ranks.rank, world_size=ranks.world_size):
-        predicted = np.asarray(predict(model, sample.image, config, device=ranks.device))
+        predicted = predict(model, sample.image, config, device=ranks.device).cpu().numpy()
         matrix += confusion_matrix(predicted, sample.mask, num_classes, ignore_index)
         if count in kept:
             pictures.append((sample.key, sample.image, sample.mask, predicted.astype(np.uint8)))

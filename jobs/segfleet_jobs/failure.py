@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from segfleet.errors import DataError, SegfleetError, ServiceError
 
 HINTS = {
@@ -17,11 +19,35 @@ class NonFiniteLossError(SegfleetError):
     code = "nan"
 
 
+# What a lost peer, a broken network or a sick GPU look like from inside torch.
+_TRANSPORT = re.compile(
+    r"connection|closed by peer|timed? ?out|NCCL|gloo|socket|CUDA error|cuDNN|unreachable|reset by", re.IGNORECASE
+)
+_REPEATABLE = (
+    SegfleetError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
+# The most telling class wins when several ranks fail: one rank's fault breaks the connections of the others.
+_TELLING = ("nan", "oom", "data", "user", "infra")
+
+
 def classify(error: BaseException) -> tuple[str, str]:
     """(class, message) of an error: user, data, nan, oom or infra.
 
-    Only what a new attempt can change counts as infra; a torch error of the user's model or spec would come again.
+    Only what a new attempt can change counts as infra; an error of the user's model or spec would come again. An error
+    that carries those of several workers (Ray Train's WorkerGroupError) is as telling as the most telling of them.
     """
+    workers = getattr(error, "worker_failures", None)
+    if workers:
+        found = [classify(getattr(inner, "_base_exc", inner)) for inner in workers.values()]
+        return min(found, key=lambda item: _TELLING.index(item[0]))
     name = type(error).__name__
     text = str(error).strip() or name
     if isinstance(error, NonFiniteLossError):
@@ -32,6 +58,8 @@ def classify(error: BaseException) -> tuple[str, str]:
         return "infra", text
     if isinstance(error, DataError):
         return "data", text
-    if isinstance(error, SegfleetError | ValueError | TypeError | KeyError):
-        return "user", text
+    if isinstance(error, _REPEATABLE):
+        return "user", text if isinstance(error, SegfleetError) else f"{name}: {text}"
+    if type(error) is RuntimeError and not _TRANSPORT.search(text):
+        return "user", f"{name}: {text}"
     return "infra", f"{name}: {text}"

@@ -21,6 +21,7 @@ from segfleet.spec.resolve import to_document
 from segfleet_jobs.checkpoint import (
     Checkpoint,
     CheckpointRecord,
+    discard_earlier,
     load_latest,
     optimizer_tensors,
     prune,
@@ -104,8 +105,13 @@ class TrainingLoop:
                 processes=self._spec.train.loader_processes,
             )
         )
-        # Only now: making the loader draws from torch's random state.
+        if self._ranks.world_size > 1:
+            # DDP orders its gradient buckets anew after the first backward, and with three ranks or more the order
+            # decides the sums' last bits: a resumed run must not begin with another order than the whole one had.
+            self._train_step.warm_up(self._spec.train.crop)
+        # Only now: what came before drew from torch's random state.
         self._seed(checkpoint)
+        del checkpoint  # as large as the model and its optimiser
         self._progress.start(start_step, self._latest_scores)
         for step in range(start_step, self._spec.train.steps):
             self._step(step, batches)
@@ -120,6 +126,9 @@ class TrainingLoop:
             print(f"segfleet: passed over {message}", flush=True)
         if checkpoint is not None:
             _check_unchanged(checkpoint.meta["spec"], to_document(self._spec))
+            _check_same_data(checkpoint.meta["content_id"], self._manifest, self._spec.data.shards)
+        elif self._ranks.is_main:
+            discard_earlier(self._job_folder, self._attempt_folder)
         return checkpoint
 
     def _build(self, checkpoint: Checkpoint | None) -> None:
@@ -248,8 +257,9 @@ class TrainingLoop:
         try:
             record = save_checkpoint(self._attempt_folder, done, weights, state, meta)
         except OSError as error:
+            reason = error.strerror or error
             raise CheckpointError(
-                f"the checkpoint of step {done} cannot be written to {str(self._attempt_folder)!r}: {error.strerror}; "
+                f"the checkpoint of step {done} cannot be written to {str(self._attempt_folder)!r}: {reason}; "
                 "earlier checkpoints are untouched: make room, then 'segfleet retry' goes on from the last one"
             ) from error
         # The pointer first: what it leaves behind may be deleted only once it has moved.
@@ -294,6 +304,14 @@ def _check_unchanged(before: dict[str, Any], now: dict[str, Any]) -> None:
     if changed:
         raise CheckpointError(
             f"the checkpoint was written with other values in {', '.join(changed)}; submit a new job instead"
+        )
+
+
+def _check_same_data(before: str, manifest: Manifest, location: str) -> None:
+    if before != manifest.content_id:
+        raise CheckpointError(
+            f"the checkpoint was written on data with content id {before[:12]}, {location!r} now holds "
+            f"{manifest.content_id[:12]}; put the data back, or begin again with 'segfleet retry --from-start'"
         )
 
 

@@ -15,7 +15,7 @@ import mlflow
 import numpy as np
 
 from segfleet.client import Client
-from segfleet.errors import DataError, ModelError, SegfleetError
+from segfleet.errors import DataError, ModelError, SegfleetError, SettingsError
 from segfleet_jobs.pictures import encode_png
 from segfleet_pipelines.picture import decode_image, encode_mask, overlay
 
@@ -69,7 +69,7 @@ def predict_files(model: Any, images: list[Path], out: Path) -> list[dict[str, A
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point; the exit code is 0, or 1 with the reason on stderr."""
+    """Entry point; the exit code is 0, 2 if there is no such model, or 1; a failure's reason is on stderr."""
     parser = argparse.ArgumentParser(prog="segfleet predict", description="Masks and overlays of pictures.")
     parser.add_argument("--model", required=True, help="NAME@ALIAS, NAME/VERSION, or the folder of a pulled model")
     parser.add_argument("images", nargs="+", type=Path, help="JPEG or PNG pictures")
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
             written = predict_files(load_model(folder), options.images, options.out)
     except SegfleetError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ModelError | SettingsError) else 1
     if options.json:
         print(json.dumps({"predictions": written}))
     else:

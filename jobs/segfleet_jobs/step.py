@@ -79,14 +79,27 @@ class TrainStep:
             )
         return StepResult(mean, lr, int(totals[1]), is_applied)
 
+    def warm_up(self, crop: int) -> None:
+        """One forward and backward on an empty picture; changes neither weights nor optimiser."""
+        device = self._ranks.device
+        images = torch.zeros(1, 3, crop, crop, device=device)
+        masks = torch.zeros(1, crop, crop, dtype=torch.uint8, device=device)
+        total, _ = cross_entropy_sum(self._patch_logits(images), masks, self._model.patch_size, self._ignore_index)
+        torch.autograd.backward(total)
+        self._optimizer.zero_grad(set_to_none=True)
+
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        device, precision = self._ranks.device, self._spec.train.precision
+        device = self._ranks.device
         images = batch.images.to(device, non_blocking=True)
         masks = batch.masks.to(device, non_blocking=True)
         images = self._model.normalise(images, batch.extents.to(device, non_blocking=True))
-        with torch.autocast(device.type, dtype=_AUTOCAST.get(precision), enabled=precision != "fp32"):
-            patch_logits = self._parallel(images)
-        return cross_entropy_sum(patch_logits, masks, self._model.patch_size, self._ignore_index)
+        return cross_entropy_sum(self._patch_logits(images), masks, self._model.patch_size, self._ignore_index)
+
+    def _patch_logits(self, images: torch.Tensor) -> torch.Tensor:
+        precision = self._spec.train.precision
+        with torch.autocast(self._ranks.device.type, dtype=_AUTOCAST.get(precision), enabled=precision != "fp32"):
+            patch_logits: torch.Tensor = self._parallel(images)
+        return patch_logits
 
     def _backward(self, loss_sum: torch.Tensor, global_valid: torch.Tensor) -> bool:
         """Back-propagate and update; False if the (identical on all ranks) gradient is not finite."""

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import queue
+import re
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlflow
 import numpy as np
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
@@ -28,40 +29,76 @@ from segfleet_jobs import served_model
 from segfleet_jobs.evaluation import window_config
 from segfleet_pipelines.manifest import Manifest
 
-FLUSH_S = 2.0
 DRAIN_S = 300.0
+PATIENCE_S = 600.0
+_PASSING = frozenset({"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"})
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_. :/-]")
+T = TypeVar("T")
 _REQUIREMENTS = ("mlflow", "numpy", "safetensors", "timm", "torch", "torchvision")
 
 
+def patiently(call: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
+    """Do what may be done twice, waiting out an MLflow server that is away.
+
+    Raises:
+        ServiceError: it stayed away, or refuses.
+    """
+    give_up, pause_s = time.monotonic() + patience_s, 0.5
+    while True:
+        try:
+            return call()
+        except MlflowException as error:
+            if error.error_code not in _PASSING or time.monotonic() >= give_up:
+                raise ServiceError(f"MLflow at {mlflow.get_tracking_uri()!r} cannot be used: {error}") from error
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 15.0)
+
+
 def open_run(job_id: str, spec: TrainSpec, manifest: Manifest) -> str:
-    """The job's one run: found by its tag, or made with the spec, the code version and the data's content id.
+    """The job's one run: found by its tag, or made; with the spec, the code version and the data's content id.
 
     Raises:
         ServiceError: MLflow cannot be reached.
     """
-    client = mlflow.MlflowClient()
-    name = f"segfleet/{spec.queue.project}"
-    try:
-        experiment = client.get_experiment_by_name(name)
-        experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
-        runs = client.search_runs([experiment_id], f"tags.`segfleet.job` = '{job_id}'", max_results=1)
-        if runs:
-            client.update_run(runs[0].info.run_id, status="RUNNING")
-            return str(runs[0].info.run_id)
+    return patiently(lambda: _open_run(mlflow.MlflowClient(), job_id, spec, manifest))
+
+
+def _open_run(client: mlflow.MlflowClient, job_id: str, spec: TrainSpec, manifest: Manifest) -> str:
+    experiment_id = _experiment(client, f"segfleet/{spec.queue.project}")
+    runs = client.search_runs([experiment_id], f"tags.`segfleet.job` = '{job_id}'", max_results=1)
+    if runs:
+        run_id = str(runs[0].info.run_id)
+        client.update_run(run_id, status="RUNNING")
+    else:
         tags = {
             "segfleet.job": job_id,
             "segfleet.code_version": metadata.version("segfleet"),
             "segfleet.dataset": manifest.name,
             "segfleet.content_id": manifest.content_id,
         }
-        run = client.create_run(experiment_id, tags=tags, run_name=f"{spec.name} {job_id}")
-        document = to_document(spec)
-        params = [Param(key, str(value)) for key, value in flatten(document).items()]
-        client.log_batch(run.info.run_id, params=params[:100])
-        client.log_dict(run.info.run_id, document, "spec.json")
-        return str(run.info.run_id)
-    except mlflow.exceptions.MlflowException as error:
-        raise ServiceError(f"MLflow at {mlflow.get_tracking_uri()!r} cannot be used: {error}") from error
+        run_id = str(client.create_run(experiment_id, tags=tags, run_name=f"{spec.name} {job_id}").info.run_id)
+    # Again for a run that was found: the attempt that made it may have died before it came to this.
+    document = to_document(spec)
+    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in flatten(document).items()])
+    client.log_dict(run_id, document, "spec.json")
+    return run_id
+
+
+def _experiment(client: mlflow.MlflowClient, name: str) -> str:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    try:
+        return str(client.create_experiment(name))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return _experiment(client, name)  # another first job of the project was quicker
+
+
+def metric_name(name: str) -> str:
+    """A curve's name as MLflow takes it: only letters, digits and a few signs, where class names may hold anything."""
+    return _NOT_IN_NAMES.sub("_", name)
 
 
 def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -85,7 +122,7 @@ class Tracker:
     def __init__(self, run_id: str) -> None:
         self._client = mlflow.MlflowClient()
         self._run_id = run_id
-        self._queue: queue.Queue[tuple[int, list[Metric], Path | None] | None] = queue.Queue()
+        self._queue: queue.Queue[tuple[int, list[Metric], Path | None] | threading.Event | None] = queue.Queue()
         self._recorded: dict[str, int] | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="segfleet-pictures-")
         self._thread = threading.Thread(target=self._drain, name="tracker", daemon=True)
@@ -94,7 +131,9 @@ class Tracker:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Add a point to each curve."""
         now_ms = int(time.time() * 1000)
-        points = [Metric(key, float(value), now_ms, step) for key, value in values.items() if np.isfinite(value)]
+        points = [
+            Metric(metric_name(key), float(value), now_ms, step) for key, value in values.items() if np.isfinite(value)
+        ]
         self._queue.put((step, points, None))
 
     def picture(self, step: int, png: bytes) -> None:
@@ -102,6 +141,15 @@ class Tracker:
         path = Path(self._folder.name) / f"step-{step:08d}.png"
         path.write_bytes(png)
         self._queue.put((step, [], path))
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until all that was given so far is written, or the time is up.
+
+        A checkpoint makes its steps final: points that are still under way when the process dies are not made again.
+        """
+        written = threading.Event()
+        self._queue.put(written)
+        written.wait(timeout_s)
 
     def close(self, timeout_s: float = DRAIN_S) -> None:
         """Write what is left.
@@ -119,13 +167,25 @@ class Tracker:
 
     def _drain(self) -> None:
         while (entry := self._queue.get()) is not None:
-            pause_s = 0.5
-            while True:
-                with contextlib.suppress(Exception):  # whatever MLflow's client raises: try again, never fail a step
-                    self._write(*entry)
-                    break
-                time.sleep(pause_s)
-                pause_s = min(pause_s * 2, 30.0)
+            if isinstance(entry, threading.Event):
+                entry.set()
+            else:
+                self._write_for_sure(*entry)
+
+    def _write_for_sure(self, step: int, points: list[Metric], picture: Path | None) -> None:
+        """Try until it is written; only what MLflow will never take is dropped, aloud."""
+        pause_s = 0.5
+        while True:
+            try:
+                return self._write(step, points, picture)
+            except MlflowException as error:
+                if error.error_code == "INVALID_PARAMETER_VALUE":
+                    print(f"segfleet: MLflow refuses the points of step {step}: {error}", flush=True)
+                    return None
+            except Exception as error:
+                print(f"segfleet: the points of step {step} are not written yet: {error!r}", flush=True)
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, 30.0)
 
     def _write(self, step: int, points: list[Metric], picture: Path | None) -> None:
         if self._recorded is None:
@@ -172,29 +232,37 @@ def log_model(run_id: str, weights: Path, meta: Mapping[str, Any], spec: TrainSp
     with tempfile.TemporaryDirectory(prefix="segfleet-model-") as folder:
         config_path = Path(folder) / "config.json"
         config_path.write_text(json.dumps(config, indent=1), encoding="utf-8")
-        with mlflow.start_run(run_id=run_id):
-            logged = mlflow.pyfunc.log_model(
-                name="segmenter",
-                python_model=str(served_model.__file__),
-                artifacts={"weights": str(weights), "config": str(config_path)},
-                code_paths=[str(Path(str(segfleet_models.__file__)).parent)],
-                signature=signature,
-                pip_requirements=[f"{name}=={metadata.version(name)}" for name in _REQUIREMENTS],
-            )
-    return str(logged.model_uri)
+
+        def log() -> str:
+            with mlflow.start_run(run_id=run_id):
+                logged = mlflow.pyfunc.log_model(
+                    name="segmenter",
+                    python_model=str(served_model.__file__),
+                    artifacts={"weights": str(weights), "config": str(config_path)},
+                    code_paths=[str(Path(str(segfleet_models.__file__)).parent)],
+                    signature=signature,
+                    pip_requirements=[f"{name}=={metadata.version(name)}" for name in _REQUIREMENTS],
+                )
+            return str(logged.model_uri)
+
+        return patiently(log)
 
 
 def end_run(run_id: str, summary: Mapping[str, Any]) -> None:
     """Close the run with the result's plain figures as tags, and the whole result as a file."""
     client = mlflow.MlflowClient()
-    client.log_dict(run_id, dict(summary), "result.json")
     tags = [RunTag(f"segfleet.{key}", str(summary[key])) for key in ("miou", "best_step") if key in summary]
-    client.log_batch(run_id, tags=tags)
-    client.set_terminated(run_id, status="FINISHED")
+    patiently(lambda: client.log_dict(run_id, dict(summary), "result.json"))
+    patiently(lambda: client.log_batch(run_id, tags=tags))
+    patiently(lambda: client.set_terminated(run_id, status="FINISHED"))
 
 
 def fail_run(run_id: str, message: str) -> None:
-    """Mark the run failed; a later attempt reopens it."""
+    """Mark the run failed, if MLflow answers; a later attempt reopens it."""
     client = mlflow.MlflowClient()
-    client.set_tag(run_id, "segfleet.error", message[:2000])
-    client.set_terminated(run_id, status="FAILED")
+    try:
+        client.set_tag(run_id, "segfleet.error", message[:2000])
+        client.set_terminated(run_id, status="FAILED")
+    except MlflowException as error:
+        # The failure itself must reach the queue, whatever becomes of the note about it.
+        print(f"segfleet: MLflow was not told of the failure: {error}", flush=True)

@@ -17,7 +17,7 @@ from ray.train import Checkpoint as RayCheckpoint
 from ray.train import CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from segfleet.errors import CheckpointError, LaunchError
+from segfleet.errors import AttemptFencedError, CheckpointError, LaunchError
 from segfleet.spec.kinds import JobSpec, TrainSpec
 from segfleet.spec.resolve import resolve_spec, to_document
 from segfleet_jobs.attempt import AttemptClient, Credentials, Grant, Heart, exit_process
@@ -34,6 +34,7 @@ from segfleet_pipelines.verify import check_shards
 
 GROUP_RESTARTS = 3
 START_FAILURES = 3
+FLUSH_PATIENCE_S = 5.0
 COLLECTIVE_TIMEOUT_S = 1800
 
 
@@ -48,7 +49,8 @@ class ServiceLink:
         return self._client.latest_checkpoint()
 
     def set_checkpoint(self, record: CheckpointRecord) -> None:
-        """Move the pointer."""
+        """Move the pointer, once the curves up to it are written."""
+        self._tracker.flush(FLUSH_PATIENCE_S)
         self._client.set_checkpoint(record.to_dict())
 
     def progress(self, document: dict[str, Any]) -> None:
@@ -105,6 +107,8 @@ def work(grant: Grant, spec: JobSpec, client: AttemptClient, heart: Heart) -> di
         result["mlflow_run"] = run_id
         result["model"] = _export(grant, spec, manifest, run_id, job_folder, result, client)
         end_run(run_id, result)
+    except AttemptFencedError:
+        raise  # the run belongs to the attempt that has the job now
     except Exception as error:
         fail_run(run_id, classify(error)[1])
         raise

@@ -103,6 +103,7 @@ def wanted(logged: tuple[str, str], request: pytest.FixtureRequest) -> Registrat
     run_id, model_uri = logged
     return Registration(
         job_id="job-aaaaaaaa",
+        generation=0,
         name=name,
         alias="candidate",
         run_id=run_id,
@@ -126,6 +127,9 @@ def test_a_job_has_one_version_however_often_it_asks(registry: Registry, wanted:
     other = registry.register(replace(wanted, job_id="job-bbbbbbbb"))
     assert other["version"] == "2"
     assert [version["version"] for version in registry.model(wanted.name)["versions"]] == ["2", "1"]
+    retried = replace(wanted, generation=3)
+    assert [registry.register(retried)["version"] for _ in range(2)] == ["3", "3"]
+    assert registry.register(wanted)["version"] == "1"
 
 
 def test_a_version_tells_where_it_comes_from(registry: Registry, wanted: Registration) -> None:

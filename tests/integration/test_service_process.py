@@ -117,6 +117,7 @@ def test_a_wrong_setting_is_told_in_one_line(tmp_path: Path) -> None:
         "port 99999": {"SEGFLEET_PORT": "99999"},
         "cannot be written to": {"SEGFLEET_HOME": "/proc/no/such"},
         "database cannot be opened": {"SEGFLEET_DATABASE_URL": "nonsense"},
+        "invalid literal": {"SEGFLEET_DATABASE_URL": "postgresql+psycopg://u@h:abc/d"},
     }
     started = {reason: start(tmp_path, free_port(), **variables) for reason, variables in reasons.items()}
     for reason, process in started.items():

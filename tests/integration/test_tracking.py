@@ -11,10 +11,14 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 
+from segfleet.errors import ServiceError
+from segfleet_jobs import tracking as tracking_module
 from segfleet_jobs.checkpoint import load_checkpoint
 from segfleet_jobs.predict import load_model
-from segfleet_jobs.tracking import Tracker, end_run, fail_run, flatten, log_model, open_run
+from segfleet_jobs.tracking import Tracker, end_run, fail_run, flatten, log_model, open_run, patiently
 from segfleet_pipelines.manifest import Manifest
 from training import RecordingLink, make_dataset, make_train_spec, run_alone
 
@@ -71,6 +75,41 @@ def test_a_resumed_attempt_writes_no_point_twice(shards: str, tracking: None) ->
     points = mlflow.MlflowClient().get_metric_history(run_id, "train/loss")
     assert sorted((point.step, point.value) for point in points) == [(step, float(step)) for step in range(1, 8)]
     assert mlflow.MlflowClient().get_metric_history(run_id, "val/nothing") == []
+
+
+def test_odd_class_names_reach_mlflow_and_refused_points_do_not_block(shards: str, tracking: None) -> None:
+    run_id = open_run("job-names", make_train_spec(shards), Manifest.load(shards))
+    tracker = Tracker(run_id)
+    tracker.metrics(1, {"val_iou/building, edifice (old) & 'new'": 0.5})
+    tracker.metrics(2, {"": 0.5})
+    tracker.metrics(3, {"train/loss": 0.25})
+    tracker.flush(30.0)
+    client = mlflow.MlflowClient()
+    assert client.get_metric_history(run_id, "train/loss")[0].value == 0.25
+    tracker.close()
+    assert client.get_run(run_id).data.metrics["val_iou/building_ edifice _old_ _ _new_"] == 0.5
+
+
+def test_an_mlflow_that_comes_back_is_waited_for_and_a_refusal_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking_module.time, "sleep", lambda _: None)
+    answers = iter([MlflowException("away", error_code=TEMPORARILY_UNAVAILABLE)] * 3)
+
+    def call() -> str:
+        for error in answers:
+            raise error
+        return "done"
+
+    assert patiently(call) == "done"
+
+    def refused() -> str:
+        raise MlflowException("no", error_code=INVALID_PARAMETER_VALUE)
+
+    with pytest.raises(ServiceError, match="no"):
+        patiently(refused)
+
+
+def test_a_failure_is_not_hidden_by_an_absent_mlflow(tracking: None) -> None:
+    fail_run("0" * 32, "the true reason")
 
 
 def test_a_sheet_of_pictures_arrives(shards: str, tracking: None) -> None:

@@ -59,7 +59,7 @@ _BACKBONES = {"ti": "tiny", "s": "small", "b": "base", "l": "large"}
 _OWN_WEIGHTS = {
     ("s", 32): "vit_small_patch32_384",
     ("b", 32): "vit_base_patch32_384",
-    ("b", 8): "vit_base_patch8_224",
+    ("b", 8): "vit_base_patch8_224.augreg_in21k_ft_in1k",  # timm's default tag is another training
     ("s", 14): "vit_small_patch14_dinov2",
     ("b", 14): "vit_base_patch14_dinov2",
     ("l", 14): "vit_large_patch14_dinov2",

@@ -122,6 +122,35 @@ def test_the_heart_tells_the_latest_progress_and_ends_on_cancel() -> None:
     assert told[0] == {"step": 2}
 
 
+def test_a_loss_that_is_not_finite_is_told_as_null_and_stops_no_heart() -> None:
+    told, ended = [], threading.Event()
+
+    def answer(_: str, body: dict[str, object]) -> Answer:
+        told.append(body["progress"])
+        return 200, {"command": "continue"}
+
+    with service(answer) as url, Heart(client(url), lambda _: ended.set(), interval_s=0.01) as heart:
+        heart.progress({"loss": float("nan"), "time": [float("inf"), 1.0]})
+        while len(told) < 5:
+            assert not ended.wait(0.01)
+    assert {"loss": None, "time": [None, 1.0]} in told
+
+
+def test_the_heart_survives_what_nobody_foresaw(monkeypatch: pytest.MonkeyPatch) -> None:
+    beats, enough = [], threading.Event()
+
+    def heartbeat(_: object) -> str:
+        beats.append(1)
+        if len(beats) == 3:
+            enough.set()
+        raise LookupError("unforeseen")
+
+    attempt = client("http://127.0.0.1:9")
+    monkeypatch.setattr(attempt, "heartbeat", heartbeat)
+    with Heart(attempt, lambda _: None, interval_s=0.01):
+        assert enough.wait(5)
+
+
 def test_the_heart_ends_when_fenced_and_goes_on_when_the_service_is_away() -> None:
     answers = iter([(500, {}), (500, {}), (409, {"message": "another attempt holds the job"})])
     ended = threading.Event()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import resource
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from segfleet.errors import CheckpointError
 from segfleet_jobs import checkpoint as module
 from segfleet_jobs.checkpoint import (
     CheckpointRecord,
+    discard_earlier,
     find_step,
     load_checkpoint,
     load_latest,
@@ -104,6 +106,44 @@ def test_prune_keeps_the_latest_two_and_the_best_over_all_attempts(tmp_path: Pat
     assert kept == ["step-00000020", "step-00000040", "step-00000050"]
     assert find_step(tmp_path, 20) == tmp_path / "a1" / "step-00000020"
     assert find_step(tmp_path, 30) is None
+
+
+def test_a_file_that_cannot_grow_is_an_error_of_the_system(tmp_path: Path) -> None:
+    record = save(tmp_path / "a1", 10)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match=r"os error 27|File too large"):
+            save_checkpoint(tmp_path / "a1", 20, {"w": torch.zeros(100_000)}, {}, {"best": None})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in (tmp_path / "a1").iterdir()] == ["step-00000010"]
+    assert load_checkpoint(Path(record.path), record.sha256).step == 10
+
+
+def test_prune_keeps_what_the_pointer_names_below_the_steps_of_a_discarded_attempt(tmp_path: Path) -> None:
+    for step in (3000, 4000, 5000):
+        save(tmp_path / "a1", step)
+    record = save(tmp_path / "a2", 1000)
+    prune(tmp_path, record)
+    assert load_checkpoint(Path(record.path), record.sha256).step == 1000
+
+
+def test_prune_leaves_later_attempts_alone(tmp_path: Path) -> None:
+    save(tmp_path / "job-x-a2", 50)
+    save(tmp_path / "job-x-a2", 60)
+    (tmp_path / "job-x-a2" / ".writing-00000070-1").mkdir()
+    overtaken = save(tmp_path / "job-x-a1", 100)
+    prune(tmp_path, overtaken)
+    kept = sorted(path.name for path in (tmp_path / "job-x-a2").iterdir())
+    assert kept == [".writing-00000070-1", "step-00000050", "step-00000060"]
+
+
+def test_a_job_that_begins_again_discards_what_earlier_attempts_left(tmp_path: Path) -> None:
+    save(tmp_path / "job-x-a1", 10)
+    save(tmp_path / "job-x-a3", 20)
+    discard_earlier(tmp_path, tmp_path / "job-x-a2")
+    assert [path.name for path in tmp_path.glob("*/step-*")] == ["step-00000020"]
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
