@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -25,6 +24,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from segfleet.cluster.ports import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 SEGFLEET = Path(sys.executable).with_name("segfleet")
@@ -93,13 +94,6 @@ class Demo:
         return {**kept, "SEGFLEET_HOME": str(self.home)}
 
 
-def free_port() -> int:
-    """A port of the loopback interface that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def extract_pictures(shards: Path, out: Path, count: int) -> list[Path]:
     """Take the first validation pictures out of their shard, which is an ordinary tar file.
 
@@ -156,7 +150,7 @@ def play(demo: Demo, samples: int, changes: list[str]) -> dict[str, Any]:
     """
     shards = demo.home / "shards"
     with demo.stage("start Ray, MLflow and the service"):
-        demo.run("up", "--home", demo.home, "--port", str(free_port()), "--detach")
+        demo.run("up", "--home", demo.home, "--port", str(free_ports(1)[0]), "--detach")
         status = demo.ask("status")
     with demo.stage("prepare the data"):
         demo.run("prepare", "synthetic", "--out", shards, "--samples", str(samples), "--processes", "2")

@@ -201,7 +201,10 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("error: interrupted; run the same command again, it goes on from here", file=sys.stderr)
+        print(
+            "error: interrupted; run the same command again: it keeps what is installed and downloads the rest anew",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

@@ -9,11 +9,29 @@ from typing import Any
 from sqlalchemy import create_engine, text
 
 from fakes import FakeClock
+from segfleet.queue.model import Attempt
 from segfleet.queue.service import Queue
+from segfleet.queue.states import AttemptState
 from segfleet.queue.store import Store
 from segfleet.settings import Home, Settings
 from segfleet.spec.resolve import resolve_spec, to_document
 
+RUNNING = Attempt(
+    id="job-aaaaaaaa-a1",
+    job_id="job-aaaaaaaa",
+    number=1,
+    fence=1,
+    state=AttemptState.RUNNING,
+    ray_session="session_1",
+    created_at=0.0,
+    claimed_at=0.0,
+    heartbeat_at=0.0,
+    finished_at=None,
+    beats=1,
+    used_s=0.0,
+    failure=None,
+    closed=False,
+)
 POSTGRES = os.environ.get("SEGFLEET_TEST_POSTGRES", "")
 
 

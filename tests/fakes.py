@@ -47,6 +47,11 @@ class FakeLauncher:
         next_submits: Behaviour of the coming submissions, first first: ok | lost (not taken, no answer) |
             lost_answer (taken, no answer) | refused.
         obeys_stop: False: a stopped job goes on.
+        failing: True: no status is to be had.
+        broken: What a call about this id raises, instead of answering.
+        broken_logs: True: no log is to be had.
+        clock: Goes on by `log_takes_s` while a log is fetched.
+        fetches: Ids of the logs that were asked for.
     """
 
     cpus: int = 2
@@ -59,6 +64,11 @@ class FakeLauncher:
     next_submits: list[str] = field(default_factory=list)
     obeys_stop: bool = True
     life: int = 1
+    broken: dict[str, Exception] = field(default_factory=dict)
+    broken_logs: bool = False
+    clock: FakeClock = field(default_factory=FakeClock)
+    log_takes_s: float = 0.0
+    fetches: list[str] = field(default_factory=list)
 
     def submit(self, submission_id: str, command: str, env: Mapping[str, str], metadata: Mapping[str, str]) -> None:
         self._reach()
@@ -75,6 +85,8 @@ class FakeLauncher:
 
     def status(self, submission_id: str) -> RayJobStatus | None:
         self._reach()
+        if submission_id in self.broken:
+            raise self.broken[submission_id]
         if self.failing:
             raise LaunchError("Ray answers with HTTP 500")
         job = self.jobs.get(submission_id)
@@ -89,6 +101,10 @@ class FakeLauncher:
 
     def logs(self, submission_id: str) -> str:
         self._reach()
+        self.fetches.append(submission_id)
+        self.clock.advance(self.log_takes_s)
+        if self.broken_logs:
+            raise LaunchError("Ray answers with HTTP 500")
         job = self.jobs.get(submission_id)
         return "" if job is None else job.log
 

@@ -122,6 +122,13 @@ def prepare_spec(**changes: Any) -> dict[str, Any]:
     return {"kind": "prepare", "name": "shapes", "dataset": "synthetic", "out": "/data/shapes", **changes}
 
 
+def make_shards(folder: Path) -> str:
+    """What the service takes for a prepared dataset: it leaves the contents to the job."""
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    return str(folder)
+
+
 @contextmanager
 def serving(folder: Path) -> Iterator[Service]:
     """The application with its home in a folder; every look at its clock is a second later."""

@@ -18,7 +18,8 @@ class World:
 
     def __init__(self, root: Path, url: str | None = None, **settings: float) -> None:
         self.root, self.url = root, url
-        self.clock, self.ray = FakeClock(), FakeLauncher()
+        self.clock = FakeClock()
+        self.ray = FakeLauncher(clock=self.clock)
         self.settings = make_settings(root, lease_s=30.0, start_deadline_s=60.0, **settings)
         self._open()
 

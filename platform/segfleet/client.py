@@ -266,4 +266,3 @@ def _version_path(name_ref: str) -> str:
     if match is None:
         raise ModelError(f"{name_ref!r} names no version; write NAME@ALIAS or NAME/VERSION")
     return path_of("models", match["name"], f"@{match['alias']}" if match["alias"] else match["version"])
-

@@ -55,7 +55,9 @@ class Connection:
     ) -> None:
         host_of(url)
         if token is not None and not (token.isascii() and token.isprintable()):
-            raise SettingsError("the service's token holds other characters than those of ASCII; look at SEGFLEET_TOKEN")
+            raise SettingsError(
+                "the service's token holds other characters than those of ASCII; look at SEGFLEET_TOKEN"
+            )
         self.url, self.token, self.patience_s = url.rstrip("/"), token, patience_s
         self._sleep, self._clock = sleep, clock
         # The environment's proxies and .netrc must neither see nor replace the bearer token.

@@ -213,7 +213,7 @@ def test_a_job_goes_through_the_dispatcher_and_its_log_outlives_ray(
     assert f"claiming as {job.id}-a1\n" in log.read_text()
     shown = httpx.get(f"{head.address}/api/jobs/{job.id}-a1", headers={"Authorization": f"Bearer {head.token}"}).json()
     assert shown["metadata"] == {"job": job.id, "attempt": "1", "fence": "1"}
-    assert shown["entrypoint"] == f"{python} -m segfleet_jobs.prepare"
+    assert shown["entrypoint"] == f"{python} -P -m segfleet_jobs.prepare"
     queue.store.close()
 
 

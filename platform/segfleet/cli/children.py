@@ -27,7 +27,9 @@ def require(command: str, modules: Sequence[str], extra: str) -> None:
 
 
 def run_module(module: str, arguments: Sequence[str], changes: Mapping[str, str | None] | None = None) -> int:
-    """Run `python -m module` with this process's stdin, stdout and stderr.
+    """Run `python -P -m module` with this process's stdin, stdout and stderr.
+
+    Without -P a Python file in the user's folder would be taken for a module of that name.
 
     Args:
         module: The module.
@@ -37,7 +39,9 @@ def run_module(module: str, arguments: Sequence[str], changes: Mapping[str, str 
     Returns:
         Its exit code; 128 + N if signal N ended it.
     """
-    with subprocess.Popen([sys.executable, "-m", module, *arguments], env=child_environment(changes or {})) as child:
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", module, *arguments], env=child_environment(changes or {})
+    ) as child:
         # Ctrl-C reaches the child by itself: it decides, and this process only waits for its answer.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:

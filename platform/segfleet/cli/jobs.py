@@ -15,13 +15,18 @@ from segfleet.cli.children import options, require, run_module
 from segfleet.cli.follow import follow_job, print_log
 from segfleet.cli.output import ago, clean, duration, note, number, print_json, say, stdout
 from segfleet.client import Client
-from segfleet.errors import ServiceError, SettingsError, SpecError
+from segfleet.connection import UnreachableError
+from segfleet.errors import SettingsError, SpecError
+from segfleet.queue.states import JobState
+from segfleet.settings import NoServiceError
 from segfleet.spec.document import apply_overrides, read_document
 from segfleet.spec.resolve import resolve_spec, to_document
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job, as 'segfleet jobs' lists it.")]
-SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="YAML or JSON file of a job spec.")]
+SpecFile = Annotated[
+    Path, typer.Argument(metavar="SPEC", exists=True, dir_okay=False, help="YAML or JSON file of a job spec.")
+]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one value of the spec; repeatable.")
 ]
@@ -93,7 +98,7 @@ def submit(
 
 
 def jobs(
-    state: Annotated[str | None, typer.Option(help="Only these: queued, starting, running, succeeded, ...")] = None,
+    state: Annotated[JobState | None, typer.Option(help="Only these.")] = None,
     project: Annotated[str | None, typer.Option(help="Only jobs of this project.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many, the newest first.")] = 100,
     as_json: Json = False,
@@ -190,7 +195,12 @@ def report(
 
 
 def _read(spec: Path, changes: list[str] | None) -> dict[str, Any]:
-    return apply_overrides(read_document(spec), changes or [])
+    document = read_document(spec)
+    try:
+        return apply_overrides(document, changes or [])
+    except SpecError as error:
+        # Not the spec is wrong but the command line.
+        raise SettingsError(str(error)) from error
 
 
 def _ask_service(document: dict[str, Any]) -> None:
@@ -198,7 +208,7 @@ def _ask_service(document: dict[str, Any]) -> None:
     try:
         with Client(patience_s=0.0) as client:
             client.check(document)
-    except (SettingsError, ServiceError):
+    except (NoServiceError, UnreachableError):
         note("checked without a service: none answers")
 
 

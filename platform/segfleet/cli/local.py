@@ -111,12 +111,16 @@ def _up_here(home: Home, port: int) -> None:
 
 
 def _up_detached(home: Home, port: int) -> None:
-    from segfleet.cluster.state import State
+    from segfleet.cluster.state import State, exclusive
 
     home.create()
     log = home.logs / "up.log"
-    with log.open("wb") as out:
-        command = [sys.executable, "-m", "segfleet.cli.main", "up", *options(home=home.root, port=port)]
+    # Refuses while another 'up' lives, which goes on writing to this log.
+    with exclusive(home):
+        log.touch()
+        begin = log.stat().st_size
+    with log.open("ab") as out:
+        command = [sys.executable, "-P", "-m", "segfleet.cli.main", "up", *options(home=home.root, port=port)]
         child = subprocess.Popen(
             command,
             env=child_environment({"PYTHONUNBUFFERED": "1"}),
@@ -126,6 +130,7 @@ def _up_detached(home: Home, port: int) -> None:
             start_new_session=True,
         )
     with log.open(encoding="utf-8", errors="replace") as lines:
+        lines.seek(begin)
         while child.poll() is None:
             sys.stdout.write(lines.read())
             sys.stdout.flush()

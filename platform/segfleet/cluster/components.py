@@ -9,7 +9,6 @@ import os
 import shutil
 import stat
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,8 @@ LOOPBACK = "127.0.0.1"
 # what each part gets to end by itself, seconds.
 GRACE_S = {"service": 12.0, "ray": 8.0, "mlflow": 8.0}
 
+# Not TMPDIR: the next 'up' and 'down' must find the same folder, whatever shell they are called from.
+SHORT_FOLDER = Path("/tmp")  # noqa: S108 - what is made in it is checked to be private
 # Unix sockets have paths of at most 107 bytes, of which Ray's session folder takes up to 65.
 _LONGEST_RAY_FOLDER = 38
 _RAY_FLAG_PORTS = (
@@ -112,7 +113,7 @@ def components(home: Home, ports: Mapping[str, int]) -> tuple[Component, ...]:
 
 
 def ray_folder(home: Home) -> Path:
-    """Where Ray keeps its sessions: in the home, or in the system's temporary folder if that path is too long.
+    """Where Ray keeps its sessions: in the home, or in /tmp if that path is too long.
 
     Ray opens its folder to everybody, so it lies inside one that is closed.
 
@@ -141,7 +142,7 @@ def _closed_ray_folder(home: Home) -> Path:
     if len(os.fsencode(closed)) <= _LONGEST_RAY_FOLDER:
         return closed
     short = hashlib.sha256(os.fsencode(home.root)).hexdigest()[:8]
-    return Path(tempfile.gettempdir()) / f"segfleet-{os.getuid()}-{short}"
+    return SHORT_FOLDER / f"segfleet-{os.getuid()}-{short}"
 
 
 def _ray(home: Home, ports: Mapping[str, int]) -> Component:
@@ -157,7 +158,7 @@ def _ray(home: Home, ports: Mapping[str, int]) -> Component:
         "max-worker-port": "0",
         **{name: str(ports[name]) for name in _RAY_FLAG_PORTS},
     }
-    command = (sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats")
+    command = (sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats")
     environment: dict[str, str | None] = {
         **dict.fromkeys(_FOREIGN),
         **_ray_authentication(home),
@@ -199,7 +200,14 @@ def _mlflow(home: Home, port: int) -> Component:
     return Component(
         name="mlflow",
         title="MLflow",
-        command=(sys.executable, "-m", "mlflow", "server", *(f"--{name}={value}" for name, value in flags.items())),
+        command=(
+            sys.executable,
+            "-P",
+            "-m",
+            "mlflow",
+            "server",
+            *(f"--{name}={value}" for name, value in flags.items()),
+        ),
         environment=environment,
         address=address,
         answers=lambda: _http_answers(f"{address}/health"),
@@ -221,7 +229,7 @@ def _service(home: Home, ports: Mapping[str, int]) -> Component:
     return Component(
         name="service",
         title="Service",
-        command=(sys.executable, "-m", "segfleet.server"),
+        command=(sys.executable, "-P", "-m", "segfleet.server"),
         environment=environment,
         address=address,
         answers=lambda: _http_answers(f"{address}/healthz"),

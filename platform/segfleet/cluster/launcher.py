@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from segfleet.errors import LaunchError
+from segfleet.queue.model import clean_text
 from segfleet.queue.scheduler import Capacity
 
 # The one table from a job's kind to the module that runs it.
@@ -71,7 +72,7 @@ def entrypoint(kind: str, python: str = sys.executable) -> str:
         kind: Kind of job.
         python: Interpreter on the cluster's nodes.
     """
-    return f"{shlex.quote(python)} -m {ENTRY_MODULES[kind]}"
+    return f"{shlex.quote(python)} -P -m {ENTRY_MODULES[kind]}"
 
 
 class Launcher:
@@ -132,7 +133,7 @@ class Launcher:
             return None
         document = self._document(answer)
         try:
-            return RayJobStatus(RayState(document["status"]), str(document.get("message") or ""))
+            return RayJobStatus(RayState(document["status"]), clean_text(str(document.get("message") or "")))
         except (KeyError, ValueError) as error:
             raise LaunchError(f"Ray at {self._http.base_url} describes {submission_id} in an unknown way") from error
 
@@ -217,5 +218,5 @@ def _failed(answer: httpx.Response) -> LaunchError:
 
 
 def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip(" .")]
+    lines = [line.strip() for line in clean_text(text).splitlines() if line.strip(" .")]
     return lines[-1][:300] if lines else "no explanation"

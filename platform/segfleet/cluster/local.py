@@ -52,12 +52,13 @@ def restart_delay_s(deaths: int) -> float:
 
 @dataclass(slots=True)
 class Running:
-    """A component and the process that is it at the moment."""
+    """A component and the process that is it at the moment; `adopted`: an earlier `up` started it."""
 
     component: Component
     process: psutil.Process
     since: float
     deaths: int = 0
+    adopted: bool = False
     restart_at: float | None = None
 
 
@@ -79,6 +80,10 @@ def up(home: Home, port: int, stop: threading.Event, say: Say, ready: Callable[[
         stack = Stack(home, say)
         try:
             stack.start(port, stop)
+        except BaseException:
+            stack.give_up()
+            raise
+        try:
             if not stop.is_set():
                 ready(stack.state)
                 stack.supervise(stop)
@@ -169,9 +174,12 @@ class Stack:
         begun = time.monotonic()
         ensure_token(self.home.token)
         ensure_token(self.home.ray_token)
-        kept = self._take_over()
+        old = State.load(self.home)
+        if old is not None:
+            # The home's own orphaned service may hold the port.
+            _end_parts_to_replace(self.home, old)
         require_free(port)
-        ports = choose_ports(port, kept)
+        ports = choose_ports(port, {} if old is None else self._take_over(old))
         self.state = replace(self.state, url=f"http://127.0.0.1:{port}", ports=ports)
         self.state.save(self.home)
         waiting = []
@@ -198,11 +206,21 @@ class Stack:
         forget_outside_ray_folder(self.home)
         self.home.state.unlink(missing_ok=True)
 
-    def _take_over(self) -> dict[str, int]:
+    def give_up(self) -> None:
+        """After a failed `start`: end what it has started; what it took over goes on, for the next `up` or `down`."""
+        for name, grace_s in GRACE_S.items():
+            running = self._running.get(name)
+            if running is not None and not running.adopted:
+                end_tree(running.process, self.state.mark(name), grace_s)
+        kept = {name: self.state.processes[name] for name, running in self._running.items() if running.adopted}
+        self._running.clear()
+        if kept:
+            replace(self.state, processes=kept).save(self.home)
+        elif self.state.url:
+            self.stop()
+
+    def _take_over(self, old: State) -> dict[str, int]:
         """Adopt what can go on, end the rest; returns the ports in use by what was adopted."""
-        old = State.load(self.home)
-        if old is None:
-            return {}
         # The old mark stays in use: it is in the environment of what goes on.
         self.state = replace(self.state, stack=old.stack)
         kept: dict[str, int] = {}
@@ -212,7 +230,7 @@ class Stack:
                 end_tree(None, old.mark(component.name), GRACE_S[component.name])
                 continue
             self._say(f"{component.title}: taken over, {component.address}")
-            self._running[component.name] = Running(component, root, time.monotonic())
+            self._running[component.name] = Running(component, root, time.monotonic(), adopted=True)
             self.state = self.state.with_process(component.name, old.processes[component.name])
             kept |= ports_of(component.name, old.ports)
         return kept
@@ -269,6 +287,12 @@ class Stack:
                 running.deaths += 1
                 running.restart_at = now + restart_delay_s(running.deaths)
                 self._say(f"{component.title} could not be started again: {error}")
+
+
+def _end_parts_to_replace(home: Home, old: State) -> None:
+    for component in components(home, old.ports):
+        if not component.survives:
+            end_tree(None, old.mark(component.name), GRACE_S[component.name])
 
 
 def _end_all(state: State, processes: Mapping[str, psutil.Process] | None = None) -> None:

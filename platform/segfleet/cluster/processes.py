@@ -27,6 +27,8 @@ _KILL_WAIT_S = 10.0
 def spawn(command: Sequence[str], environment: Mapping[str, str | None], mark: str, log: Path) -> psutil.Popen:
     """Start a process in a session of its own, so that the terminal's Ctrl-C does not reach it.
 
+    It works in its log's folder, not in the user's: Ray lets its workers import from where its drivers run.
+
     Args:
         command: Program and arguments.
         environment: Changes to this process's environment; None removes a variable.
@@ -44,6 +46,7 @@ def spawn(command: Sequence[str], environment: Mapping[str, str | None], mark: s
         return psutil.Popen(
             command,
             env=env,
+            cwd=log.parent,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,

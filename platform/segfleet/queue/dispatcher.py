@@ -11,13 +11,13 @@ import secrets
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from segfleet.cluster.launcher import ClusterUnreachableError, RayJobStatus, SubmissionRefusedError, entrypoint
-from segfleet.errors import LaunchError, SegfleetError
+from segfleet.errors import LaunchError, QueueUnavailableError, SegfleetError
 from segfleet.queue import fencing, lifecycle, reconcile, scheduler
 from segfleet.queue.leases import LeaseWatch
+from segfleet.queue.logcopy import LogCopies
 from segfleet.queue.model import Attempt, Job
 from segfleet.queue.reconcile import Sight
 from segfleet.queue.scheduler import Capacity, Start, Wait
@@ -27,7 +27,6 @@ from segfleet.settings import Settings
 from segfleet.spec.sections import duration_s
 
 CAPACITY_EVERY_S = 5.0
-LOG_EVERY_S = 2.0
 STOP_EVERY_S = 5.0
 COMPLAIN_EVERY_S = 60.0
 _MAX_RAY_MESSAGE = 2000
@@ -88,7 +87,8 @@ class Dispatcher:
         self._python = python
         self._leases = LeaseWatch(settings.lease_s, settings.start_deadline_s)
         self._codes: dict[str, str] = {}
-        self._log_pace = _Pace(LOG_EVERY_S, {})
+        self._logs = LogCopies(settings.home.logs, launcher.logs, queue.clock)
+        self._ended_at: dict[str, float] = {}
         self._stop_pace = _Pace(STOP_EVERY_S, {})
         self._complaint_pace = _Pace(COMPLAIN_EVERY_S, {})
         self._capacity_pace = _Pace(CAPACITY_EVERY_S, {})
@@ -119,6 +119,7 @@ class Dispatcher:
         self._look(now)
         self._settle(now)
         self._dispatch(now)
+        self._leases.rest(self._queue.clock())
 
     def _look(self, now: float) -> None:
         try:
@@ -135,12 +136,14 @@ class Dispatcher:
             logger.warning("dispatcher: %s", error)
         self._session, self._capacity, self._trouble = None, None, str(error)
 
-    def _note_failure(self, attempt: Attempt, error: LaunchError, now: float) -> None:
-        """Ray failed in a call about one attempt: the others go on, unless it is not there at all."""
+    def _confine(self, error: Exception, who: str, now: float) -> None:
+        """Keep trouble with one attempt or job from the others, unless database or cluster are not there at all."""
+        if isinstance(error, QueueUnavailableError):
+            raise error
         if isinstance(error, ClusterUnreachableError):
             self._lose_sight(error)
-        elif self._complaint_pace.is_due(attempt.id, now):
-            logger.warning("%s: %s", attempt.id, error)
+        elif self._complaint_pace.is_due(who, now):
+            logger.warning("%s: %s", who, error, exc_info=None if isinstance(error, SegfleetError) else error)
 
     # Open attempts
 
@@ -151,8 +154,12 @@ class Dispatcher:
         late = self._leases.overdue((attempt for attempt in attempts if attempt.is_alive), now)
         for attempt in attempts:
             job = jobs.get(attempt.job_id)
-            if job is not None:
+            if job is None:
+                continue
+            try:
                 self._settle_one(job, attempt, late.get(attempt.id, ""), now)
+            except Exception as error:
+                self._confine(error, attempt.id, now)
 
     def _settle_one(self, job: Job, attempt: Attempt, overdue: str, now: float) -> None:
         sight = self._sight(attempt, now)
@@ -161,30 +168,28 @@ class Dispatcher:
             over_time = self._over_time(job, now)
             action = reconcile.decide_alive(job, attempt, sight, overdue=overdue, over_time=over_time)
         else:
-            action = reconcile.decide_ended(attempt, sight, now)
-        try:
-            self._apply(action, job, attempt, now)
-            known = sight is not None and sight.status is not None
-            if known and not isinstance(action, reconcile.Close) and self._log_pace.is_due(attempt.id, now):
-                self._copy_log(attempt)
-        except LaunchError as error:
-            self._note_failure(attempt, error, now)
+            age_s = now - self._ended_at.setdefault(attempt.id, now)
+            action = reconcile.decide_ended(attempt, sight, age_s)
+        self._apply(action, job, attempt, now)
+        if sight is not None and sight.status is not None and not isinstance(action, reconcile.Close):
+            self._logs.follow(attempt.id)
 
     def _sight(self, attempt: Attempt, now: float) -> Sight | None:
         if self._session is None:
             return None
+        session = self._session
         try:
-            return Sight(self._session, self._launcher.status(attempt.id))
-        except LaunchError as error:
-            self._note_failure(attempt, error, now)
-            return None
+            return Sight(session, self._launcher.status(attempt.id))
+        except Exception as error:
+            self._confine(error, attempt.id, now)
+        return None if self._session is None else Sight(session, None, failed=True)
 
     def _over_time(self, job: Job, now: float) -> str:
         limit = job.spec["queue"]["time_limit"]
         if limit is None:
             return ""
         with self._queue.store.read() as tx:
-            used_s = reconcile.used_s(job, tx.attempts_of(job.id), now)
+            used_s = sum(attempt.used_at(now) for attempt in tx.budget_attempts(job))
         return f"ran for {used_s:.0f} s, queue.time_limit is {limit}" if used_s > duration_s(limit) else ""
 
     def _apply(self, action: reconcile.Action, job: Job, attempt: Attempt, now: float) -> None:
@@ -193,8 +198,8 @@ class Dispatcher:
                 self._post(job, attempt, now)
             case reconcile.Adopt(session):
                 self._mark_accepted(attempt, session)
-            case reconcile.Lose(message):
-                self._end(attempt, FailureClass.INFRA, message[-_MAX_RAY_MESSAGE:], now)
+            case reconcile.Lose(message, failure):
+                self._end(attempt, failure, message[-_MAX_RAY_MESSAGE:], now)
             case reconcile.Expire(message):
                 self._end(attempt, FailureClass.TIME_LIMIT, message, now)
             case reconcile.Stop():
@@ -202,8 +207,9 @@ class Dispatcher:
                     self._launcher.stop(attempt.id)
             case reconcile.Cancelled():
                 self._end_cancelled(attempt, now)
-            case reconcile.Close(abandoned):
-                self._close(job, attempt, abandoned, now)
+            case reconcile.Close(abandoned, without_log):
+                if self._has_whole_log(attempt, now, without_log):
+                    self._close(attempt, abandoned, now)
             case reconcile.Leave():
                 pass
 
@@ -224,29 +230,23 @@ class Dispatcher:
             if fresh is not None and fresh.is_alive:
                 lifecycle.end_cancelled(tx, job, fresh, now=now)
 
-    def _close(self, job: Job, attempt: Attempt, abandoned: bool, now: float) -> None:
+    def _has_whole_log(self, attempt: Attempt, now: float, without: bool) -> bool:
+        """Whether the log is copied to its end, or to where it will stay."""
         try:
-            self._copy_log(attempt)
-        except LaunchError as error:
-            if not abandoned:
-                raise
-            logger.warning("%s: the end of its log is not to be had: %s", attempt.id, error)
-        with self._queue.store.write() as tx:
-            tx.change_attempt(attempt.id, {"closed": True})
-            if abandoned:
-                lifecycle.note(tx, tx.job(job.id), now=now, kind="abandoned", who=lifecycle.SERVICE)
-        for pace in (self._log_pace, self._stop_pace, self._complaint_pace):
-            pace.last.pop(attempt.id, None)
-        self._codes.pop(attempt.id, None)
+            if self._logs.finish(attempt.id):
+                return True
+        except Exception as error:
+            self._confine(error, attempt.id, now)
+        if without:
+            self._logs.give_up(attempt.id)
+        return without
 
-    def _copy_log(self, attempt: Attempt) -> None:
-        path = log_path(self._settings.home.logs, attempt.id)
-        data = self._launcher.logs(attempt.id).encode("utf-8", errors="replace")
-        try:
-            with path.open("ab") as file:
-                file.write(data[file.tell() :])
-        except OSError as error:
-            logger.warning("%s: its log cannot be written: %s", path, error.strerror)
+    def _close(self, attempt: Attempt, abandoned: bool, now: float) -> None:
+        with self._queue.store.write() as tx:
+            lifecycle.close(tx, attempt, abandoned=abandoned, now=now)
+        for kept in (self._stop_pace.last, self._complaint_pace.last, self._codes, self._ended_at):
+            kept.pop(attempt.id, None)
+        self._logs.forget(attempt.id)
 
     # New attempts
 
@@ -260,7 +260,11 @@ class Dispatcher:
         self._queue.board = Board(capacity, self._trouble, waits)
         for decision in decisions:
             if isinstance(decision, Start) and self._session is not None:
-                self._start(decision.job_id, now)
+                try:
+                    self._start(decision.job_id, now)
+                except Exception as error:
+                    # The answer may be lost, not necessarily the submission: the next turn looks it up.
+                    self._confine(error, decision.job_id, now)
 
     def _start(self, job_id: str, now: float) -> None:
         code = secrets.token_urlsafe(32)
@@ -270,11 +274,7 @@ class Dispatcher:
                 return
             attempt = lifecycle.begin_attempt(tx, job, fencing.digest(code), now)
         self._codes[attempt.id] = code
-        try:
-            self._post(job, attempt, now)
-        except LaunchError as error:
-            # The answer is lost, not necessarily the submission: the next turn looks it up.
-            self._note_failure(attempt, error, now)
+        self._post(job, attempt, now)
 
     def _post(self, job: Job, attempt: Attempt, now: float) -> None:
         if self._session is None:
@@ -308,8 +308,3 @@ class Dispatcher:
         with self._queue.store.write() as tx:
             tx.change_attempt(attempt.id, {"ray_session": session})
         self._codes.pop(attempt.id, None)
-
-
-def log_path(logs: Path, attempt_id: str) -> Path:
-    """Where the log of an attempt is kept."""
-    return logs / f"{attempt_id}.log"

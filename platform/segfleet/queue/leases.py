@@ -13,7 +13,8 @@ class LeaseWatch:
 
     It remembers when it last *saw* an attempt change, so it compares no clock times of different processes. A service
     that has just started has seen nothing: every attempt gets a whole lease before it can be lost. The same grace is
-    given after a pause of the service itself, during which no heartbeat could be received.
+    given after a pause of the service itself, during which no heartbeat could be received. The time from a look to the
+    `rest` that follows it was the service's own work, however slow, and is no pause.
 
     Args:
         lease_s: Longest silence of a running attempt, seconds.
@@ -24,7 +25,7 @@ class LeaseWatch:
         self._lease_s = lease_s
         self._start_deadline_s = start_deadline_s
         self._seen: dict[str, tuple[tuple[object, ...], float]] = {}
-        self._last_look: float | None = None
+        self._awake_at: float | None = None
 
     def overdue(self, attempts: Iterable[Attempt], now: float) -> dict[str, str]:
         """Look at all living attempts.
@@ -36,8 +37,8 @@ class LeaseWatch:
         Returns:
             Attempt id to the reason, for those whose time is up.
         """
-        paused = self._last_look is not None and now - self._last_look > self._lease_s / 2
-        self._last_look = now
+        paused = self._awake_at is not None and now - self._awake_at > self._lease_s / 2
+        self._awake_at = now
         seen: dict[str, tuple[tuple[object, ...], float]] = {}
         late: dict[str, str] = {}
         for attempt in attempts:
@@ -49,6 +50,10 @@ class LeaseWatch:
                 late[attempt.id] = self._reason(attempt)
         self._seen = seen
         return late
+
+    def rest(self, now: float) -> None:
+        """The turn that began with the last look went through, and has ended now."""
+        self._awake_at = now
 
     def _limit_s(self, attempt: Attempt) -> float:
         return self._lease_s if attempt.state == AttemptState.RUNNING else self._start_deadline_s

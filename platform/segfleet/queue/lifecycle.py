@@ -127,6 +127,7 @@ def begin_attempt(tx: Transaction, job: Job, code_hash: str, now: float) -> Atte
             "code_hash": code_hash,
             "created_at": now,
             "beats": 0,
+            "used_s": 0.0,
             "closed": False,
         }
     )
@@ -178,7 +179,10 @@ def end_failed(
     if job.cancel_requested:
         return end_cancelled(tx, job, attempt, now=now, detail=document)
     tx.change_attempt(attempt.id, {"state": state, "finished_at": now, "failure": document})
-    decision = retry.decide(failure, tx.failure_counts(job), int(job.spec["queue"]["max_retries"]))
+    counted = tx.budget_attempts(job)
+    # A job that started over has its way before it again: checkpoints of an earlier budget are no measure.
+    checkpoints = [(number, step) for number, step in tx.checkpoints_of(job.id) if number > job.budget_from]
+    decision = retry.decide(failure, retry.count(counted, checkpoints), int(job.spec["queue"]["max_retries"]))
     error = {**document, "attempt": attempt.id}
     who = SERVICE if lost else attempt.id
     if isinstance(decision, retry.Retry):
@@ -214,6 +218,20 @@ def end_cancelled(tx: Transaction, job: Job, attempt: Attempt, *, now: float, de
     """The attempt of a job that is to be cancelled is gone."""
     tx.change_attempt(attempt.id, {"state": AttemptState.CANCELLED, "finished_at": now})
     return cancel(tx, job, who=SERVICE, now=now, detail=detail)
+
+
+def close(tx: Transaction, attempt: Attempt, *, abandoned: bool, now: float) -> None:
+    """Nothing more will come of an ended attempt; a cancel that waited for this is done.
+
+    Args:
+        abandoned: Its process may still be there.
+    """
+    tx.change_attempt(attempt.id, {"closed": True})
+    job = tx.job(attempt.job_id)
+    if abandoned:
+        note(tx, job, now=now, kind="abandoned", who=SERVICE)
+    if job.state == JobState.QUEUED and job.cancel_requested:
+        cancel(tx, job, who=SERVICE, now=now)
 
 
 def cancel(tx: Transaction, job: Job, *, who: str, now: float, detail: Document | None = None) -> Job:

@@ -12,6 +12,8 @@ from segfleet.queue.states import ALIVE, AttemptState, JobState
 
 Document = dict[str, Any]
 
+# More than this between two heartbeats is an absence of the service or a moved clock, not known to be work.
+LONGEST_STEP_S = 60.0
 _ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
 JOB_ID = re.compile(r"job-[a-z2-7]{8}")
 ATTEMPT_ID = re.compile(r"job-[a-z2-7]{8}-a[1-9][0-9]{0,5}")
@@ -25,6 +27,11 @@ def new_job_id() -> str:
 def attempt_id(job_id: str, number: int) -> str:
     """The attempt's id, which is also its submission id at Ray."""
     return f"{job_id}-a{number}"
+
+
+def clean_text(text: str) -> str:
+    """Text that every database takes: without NUL characters and halves of surrogate pairs."""
+    return text.replace("\0", "").encode("utf-8", errors="replace").decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +113,7 @@ class Attempt:
         claimed_at: When the driver traded its code for the token.
         heartbeat_at: Last sign of life, by the service's clock.
         beats: Count of signs of life; liveness is judged by its changes, not by clock times.
+        used_s: Seconds it ran, summed up from heartbeat to heartbeat.
         failure: {"class", "message"} if it failed or was lost.
         closed: Ray is done with it and its log is copied to the end.
     """
@@ -121,6 +129,7 @@ class Attempt:
     heartbeat_at: float | None
     finished_at: float | None
     beats: int
+    used_s: float
     failure: Document | None
     closed: bool
 
@@ -129,6 +138,12 @@ class Attempt:
         """Whether it may still write."""
         return self.state in ALIVE
 
+    def used_at(self, now: float) -> float:
+        """Seconds it has run until now, as far as its heartbeats show."""
+        if not self.is_alive or self.heartbeat_at is None:
+            return self.used_s
+        return self.used_s + min(max(now - self.heartbeat_at, 0.0), LONGEST_STEP_S)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
@@ -136,7 +151,7 @@ class Event:
 
     Attributes:
         kind: submitted, starting, running, checkpoint, retrying, cancel_requested, retry_requested, succeeded, failed,
-            cancelled.
+            cancelled, abandoned.
         source: State before; None: the event changed no state.
         target: State after; None: the event changed no state.
         who: User, attempt id or `service`.

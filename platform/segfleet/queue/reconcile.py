@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from segfleet.cluster.launcher import RayJobStatus
 from segfleet.queue.model import Attempt, Job
-from segfleet.queue.states import AttemptState
+from segfleet.queue.states import AttemptState, FailureClass
 
 # A driver that has delivered its result gets this long to leave by itself.
 LEAVE_S = 30.0
@@ -21,15 +21,21 @@ class Sight:
     Attributes:
         session: Name of the head's life that said it.
         status: None: that head does not know the attempt.
+        failed: That head answers, but not about this attempt.
     """
 
     session: str
     status: RayJobStatus | None
+    failed: bool = False
 
     @property
     def is_over(self) -> bool:
         """Whether Ray knows of no process of it."""
-        return self.status is None or self.status.is_terminal
+        return not self.failed and (self.status is None or self.status.is_terminal)
+
+    def restarted(self, attempt: Attempt) -> bool:
+        """Whether it comes from another life of the head than the one that accepted the attempt."""
+        return attempt.ray_session not in (None, self.session)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,7 @@ class Lose:
     """It is gone without a result."""
 
     message: str
+    failure: FailureClass = FailureClass.INFRA
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +80,12 @@ class Close:
     """Nothing more will come of it: copy the end of its log and forget it.
 
     Attributes:
-        abandoned: Ray still lists it as running.
+        abandoned: Its process may still be there.
+        without_log: Even if the end of its log is not to be had.
     """
 
     abandoned: bool = False
+    without_log: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,61 +109,51 @@ def decide_alive(job: Job, attempt: Attempt, sight: Sight | None, *, overdue: st
     unsent = attempt.state == AttemptState.STARTING and attempt.ray_session is None
     # An attempt that Ray may never have got waits for Ray, however long, instead of using up a retry.
     if overdue and (job.cancel_requested or not unsent):
+        if sight is not None and sight.restarted(attempt):
+            return Lose(f"the cluster restarted: {overdue}", FailureClass.RESTART)
         return Lose(overdue)
     if over_time:
         return Expire(over_time)
-    if sight is None:
+    if sight is None or sight.failed:
         return Leave()
     if job.cancel_requested:
         return _cancel(attempt, sight)
     if sight.status is None:
-        return _unknown_to_ray(attempt, sight.session)
+        return _unknown_to_ray(attempt, sight)
     if sight.status.is_terminal:
         return Lose(f"Ray says {sight.status.state}: {sight.status.message or 'no explanation'}")
     return Adopt(sight.session) if unsent else Leave()
 
 
-def decide_ended(attempt: Attempt, sight: Sight | None, now: float) -> Action:
+def decide_ended(attempt: Attempt, sight: Sight | None, age_s: float) -> Action:
     """What to do about an attempt that has ended for the queue, but perhaps not at Ray.
 
     Args:
         attempt: An attempt that is no longer alive and not closed.
         sight: What Ray says; None: Ray cannot be asked.
-        now: Seconds since the epoch.
+        age_s: Seconds since this service first saw that it has ended.
     """
     if sight is None:
         return Leave()
-    if sight.is_over:
-        return Close()
-    age_s = now - (attempt.finished_at or now)
-    if age_s > GIVE_UP_S:
-        return Close(abandoned=True)
+    given_up = age_s > GIVE_UP_S
+    if sight.is_over or given_up:
+        return Close(abandoned=not sight.is_over, without_log=given_up)
     leaves_by_itself = attempt.state in (AttemptState.SUCCEEDED, AttemptState.FAILED) and age_s < LEAVE_S
     return Leave() if leaves_by_itself else Stop()
-
-
-def used_s(job: Job, attempts: list[Attempt], now: float) -> float:
-    """Seconds the job has run, over all attempts since its budget began."""
-    spans = [
-        (attempt.finished_at or now) - attempt.claimed_at
-        for attempt in attempts
-        if attempt.job_id == job.id and attempt.number > job.budget_from and attempt.claimed_at is not None
-    ]
-    return sum(spans)
 
 
 def _cancel(attempt: Attempt, sight: Sight) -> Action:
     if sight.status is not None:
         return Cancelled() if sight.status.is_terminal else Stop()
     # A head that restarted knows nothing of the old head's processes: the lease has to run out first.
-    forgotten = attempt.ray_session not in (None, sight.session)
-    return Leave() if forgotten and attempt.state == AttemptState.RUNNING else Cancelled()
+    return Leave() if sight.restarted(attempt) and attempt.state == AttemptState.RUNNING else Cancelled()
 
 
-def _unknown_to_ray(attempt: Attempt, session: str) -> Action:
-    restarted = attempt.ray_session not in (None, session)
-    if attempt.state == AttemptState.RUNNING:
-        return Leave() if restarted else Lose("Ray does not know it any more")
-    if attempt.ray_session is None:
+def _unknown_to_ray(attempt: Attempt, sight: Sight) -> Action:
+    if attempt.ray_session is None and attempt.state == AttemptState.STARTING:
         return Submit()
-    return Lose("the cluster restarted before it began" if restarted else "Ray does not know it any more")
+    if not sight.restarted(attempt):
+        return Lose("Ray does not know it any more")
+    if attempt.state == AttemptState.RUNNING:
+        return Leave()
+    return Lose("the cluster restarted before it began", FailureClass.RESTART)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from segfleet.queue.model import Needs
+from segfleet.queue.retry import LONGEST_DELAY_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,8 @@ def never_fits(needs: Needs, capacity: Capacity) -> str:
 
 
 def _passed_over(job: Candidate, capacity: Capacity, now: float) -> str:
-    if job.not_before is not None and job.not_before > now:
+    # A time further away than any back-off was written by a clock that has been set back since.
+    if job.not_before is not None and now < job.not_before <= now + LONGEST_DELAY_S:
         return f"retry in {math.ceil(job.not_before - now)} s"
     if job.blocked_by:
         return f"waits until {job.blocked_by} is gone from the cluster"

@@ -17,7 +17,7 @@ from segfleet.errors import (
 )
 from segfleet.queue import fencing, lifecycle
 from segfleet.queue.clock import Clock
-from segfleet.queue.model import Attempt, Document, Event, Grant, Job, Needs
+from segfleet.queue.model import Attempt, Document, Event, Grant, Job, Needs, clean_text
 from segfleet.queue.scheduler import Capacity, Wait, never_fits
 from segfleet.queue.states import AttemptState, FailureClass, JobState, is_terminal
 from segfleet.queue.store import LostRaceError, Store
@@ -58,6 +58,17 @@ class Queue:
 
     # What users ask
 
+    def check(self, needs: Needs) -> None:
+        """Refuse a job that the whole cluster could not hold; passes while the cluster's size is not known.
+
+        Raises:
+            SpecError: it needs more than there is.
+        """
+        capacity = self.board.capacity
+        if capacity is not None and (excess := never_fits(needs, capacity)):
+            hint = "lower resources.workers, resources.cpus_per_worker or resources.gpus_per_worker"
+            raise SpecError([Problem("resources", excess, hint)])
+
     def submit(self, spec: Document, *, owner: str, key: str | None = None) -> tuple[Job, bool]:
         """Store a resolved spec as a queued job.
 
@@ -88,7 +99,7 @@ class Queue:
                     raise IdempotencyConflictError(key, job_id)
                 return self._seen(tx.job(job_id)), True
             needs = Needs.of(spec)
-            self._refuse_oversize(needs)
+            self.check(needs)
             job = lifecycle.create(tx, spec, needs, owner, self.clock())
             if key is not None:
                 tx.insert_key(owner, key, job.id, digest)
@@ -132,7 +143,7 @@ class Queue:
             return tuple(tx.attempts_of(tx.job(job_id).id))
 
     def cancel(self, job_id: str, who: str) -> Job:
-        """Cancel a job: at once while it is queued, else as soon as its attempt is gone from the cluster.
+        """Cancel a job: at once if it has nothing on the cluster, else as soon as its attempt is gone from there.
 
         A completion that arrives before the attempt is gone still wins: the job then ends as succeeded.
 
@@ -146,7 +157,7 @@ class Queue:
                 return job
             if is_terminal(job.state):
                 raise IllegalTransitionError(job_id, job.state, "cancel", "it has already ended")
-            if job.state == JobState.QUEUED:
+            if job.state == JobState.QUEUED and all(attempt.closed for attempt in tx.attempts_of(job_id)):
                 return lifecycle.cancel(tx, job, who=who, now=now)
             lifecycle.note(tx, job, now=now, kind="cancel_requested", who=who)
             return tx.change_job(job, {"cancel_requested": True, "reason": "being cancelled", "updated_at": now})
@@ -229,7 +240,8 @@ class Queue:
         with self.store.write() as tx:
             job, attempt = fencing.fenced(tx, attempt_id, token)
             now = self.clock()
-            tx.change_attempt(attempt.id, {"heartbeat_at": now, "beats": attempt.beats + 1})
+            sign = {"heartbeat_at": now, "beats": attempt.beats + 1, "used_s": attempt.used_at(now)}
+            tx.change_attempt(attempt.id, sign)
             if progress is not None:
                 tx.change_job(job, {"progress": {**(job.progress or {}), **progress}, "updated_at": now})
             return "cancel" if job.cancel_requested else "continue"
@@ -315,20 +327,14 @@ class Queue:
 
     def _seen(self, job: Job) -> Job:
         wait = self.board.waits.get(job.id)
-        if job.state != JobState.QUEUED or wait is None:
+        if job.state != JobState.QUEUED or job.cancel_requested or wait is None:
             return job
         return replace(job, reason=wait.reason, place=wait.place)
-
-    def _refuse_oversize(self, needs: Needs) -> None:
-        capacity = self.board.capacity
-        if capacity is not None and (excess := never_fits(needs, capacity)):
-            hint = "lower resources.workers, resources.cpus_per_worker or resources.gpus_per_worker"
-            raise SpecError([Problem("resources", excess, hint)])
 
 
 def _failure(document: Mapping[str, str]) -> tuple[FailureClass, str]:
     try:
-        return FailureClass(document["class"]), str(document["message"])[:MAX_MESSAGE_CHARS]
+        return FailureClass(document["class"]), clean_text(str(document["message"]))[:MAX_MESSAGE_CHARS]
     except (KeyError, ValueError) as error:
         known = ", ".join(FailureClass)
         raise QueueError(f"a failure needs 'message' and a 'class' among {known}: got {dict(document)!r}") from error

@@ -41,6 +41,7 @@ class FailureClass(StrEnum):
     NAN = "nan"
     OOM = "oom"
     INFRA = "infra"
+    RESTART = "restart"
     CANCELLED = "cancelled"
     TIME_LIMIT = "time_limit"
 

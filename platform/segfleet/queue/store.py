@@ -14,7 +14,7 @@ from segfleet.errors import QueueUnavailableError, UnknownJobError
 from segfleet.queue.database import WRITE, leadership, migrate, open_engine
 from segfleet.queue.model import Attempt, Document, Event, Job, Needs
 from segfleet.queue.scheduler import Candidate
-from segfleet.queue.states import HOLDING, AttemptState, FailureClass, JobState
+from segfleet.queue.states import HOLDING, AttemptState, JobState
 from segfleet.queue.tables import attempts, events, idempotency, jobs
 
 
@@ -69,9 +69,10 @@ class Transaction:
         return [_job(row) for row in self._connection.execute(query)]
 
     def candidates(self) -> list[Candidate]:
-        """All queued jobs, without the weight of their specs."""
+        """All queued jobs that are not being cancelled, without the weight of their specs."""
         c = jobs.c
-        query = select(c.id, c.seq, c.priority, c.cpus, c.gpus, c.not_before).where(c.state == JobState.QUEUED)
+        waiting = (c.state == JobState.QUEUED) & c.cancel_requested.is_(False)
+        query = select(c.id, c.seq, c.priority, c.cpus, c.gpus, c.not_before).where(waiting)
         blocking = {attempt.job_id: attempt.id for attempt in self.open_attempts() if not attempt.is_alive}
         return [
             Candidate(
@@ -135,14 +136,15 @@ class Transaction:
         query = select(jobs).where(jobs.c.state.in_(HOLDING) | jobs.c.id.in_(unclosed))
         return [_job(row) for row in self._connection.execute(query)]
 
-    def failure_counts(self, job: Job) -> dict[FailureClass, int]:
-        """Failed attempts by class since the job's budget began."""
-        counts: dict[FailureClass, int] = {}
-        for attempt in self.attempts_of(job.id):
-            if attempt.number > job.budget_from and attempt.failure is not None:
-                failure = FailureClass(attempt.failure["class"])
-                counts[failure] = counts.get(failure, 0) + 1
-        return counts
+    def budget_attempts(self, job: Job) -> list[Attempt]:
+        """The attempts since the job's budget began, oldest first."""
+        return [attempt for attempt in self.attempts_of(job.id) if attempt.number > job.budget_from]
+
+    def checkpoints_of(self, job_id: str) -> list[tuple[int, int]]:
+        """(attempt number, step) of every checkpoint in the job's history, oldest first."""
+        c = events.c
+        query = select(c.attempt, c.detail).where((c.job_id == job_id) & (c.kind == "checkpoint")).order_by(c.seq)
+        return [(row.attempt, row.detail["step"]) for row in self._connection.execute(query)]
 
     def add_event(self, **values: Any) -> None:
         """Append to the history."""

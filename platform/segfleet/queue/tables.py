@@ -71,6 +71,7 @@ attempts = Table(
     Column("heartbeat_at", Float),
     Column("finished_at", Float),
     Column("beats", Integer, nullable=False),
+    Column("used_s", Float, nullable=False),
     Column("failure", JSON(none_as_null=True)),
     Column("closed", Boolean, nullable=False),
     UniqueConstraint("job_id", "number", name="attempts_number"),

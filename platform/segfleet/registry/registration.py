@@ -11,7 +11,8 @@ class Registration:
     """A version that a job wants.
 
     Attributes:
-        job_id: The job; has at most one version of `name`.
+        job_id: The job; has at most one version of `name` for each generation.
+        generation: Rises when a person retries the job: what it then trains is another model.
         name: Registered model.
         alias: Moved to the version.
         run_id: MLflow run that logged the model.
@@ -21,6 +22,7 @@ class Registration:
     """
 
     job_id: str
+    generation: int
     name: str
     alias: str
     run_id: str

@@ -1,7 +1,8 @@
 """Versions and aliases in MLflow's registry. Only this module writes them, and only for an attempt that is not fenced.
 
 A job has at most one version of a model, however often its attempts ask: the version carries the job's id as a tag
-from the moment it exists, and whoever asks again gets the one that is there.
+from the moment it exists, and whoever asks again gets the one that is there. When a person has retried the job, that is
+a new generation, with a version of its own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from segfleet.errors import ModelError, ModelRefusedError, ServiceError
 from segfleet.registry.registration import Registration
 
 JOB_TAG = "segfleet.job"
+GENERATION_TAG = "segfleet.generation"
 _LOGGED_MODEL = re.compile(r"models:/(?P<id>m-[0-9a-f]{32})")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,62}")
@@ -117,7 +119,8 @@ class Registry:
         return {"name": wanted.name, "version": number, "alias": wanted.alias}
 
     def _existing(self, wanted: Registration) -> str | None:
-        query = f"name = '{wanted.name}' and tags.`{JOB_TAG}` = '{wanted.job_id}'"
+        tags = " and ".join(f"tags.`{tag}` = '{text}'" for tag, text in _identity(wanted).items())
+        query = f"name = '{wanted.name}' and {tags}"
         return next((str(version.version) for version in _pages(self._client.search_model_versions, query)), None)
 
     def _create(self, wanted: Registration, tags: dict[str, str]) -> str:
@@ -166,7 +169,11 @@ def _version_tags(wanted: Registration) -> dict[str, str]:
         if name.startswith("mlflow."):
             raise ModelRefusedError(f"tag {name!r} is reserved; choose a name that begins otherwise")
     metrics = {f"metric.{name}": repr(value) for name, value in wanted.metrics.items() if value is not None}
-    return {**wanted.tags, **metrics, JOB_TAG: wanted.job_id}
+    return {**wanted.tags, **metrics, **_identity(wanted)}
+
+
+def _identity(wanted: Registration) -> dict[str, str]:
+    return {JOB_TAG: wanted.job_id, GENERATION_TAG: str(wanted.generation)}
 
 
 def _pages(search: Any, query: str | None = None) -> Iterator[Any]:
@@ -191,6 +198,7 @@ def _model_document(model: Any) -> dict[str, Any]:
 
 def _version_document(version: Any, aliases: list[str]) -> dict[str, Any]:
     tags = dict(version.tags)
+    tags.pop(GENERATION_TAG, None)
     metrics = {name.removeprefix("metric."): float(tags.pop(name)) for name in list(tags) if name.startswith("metric.")}
     return {
         "name": version.name,

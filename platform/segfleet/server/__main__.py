@@ -62,7 +62,12 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     token = ensure_token(settings.home.token)
     ray_token = read_token(settings.home.ray_token) if settings.home.ray_token.exists() else None
     configure([token, ray_token or ""])
-    with closing(Store(settings.database_url)) as store, closing(Launcher(settings.ray_address, ray_token)) as launcher:
+    with (
+        closing(Store(settings.database_url)) as store,
+        # Services on other homes may share the database; the home's own lock does not keep them apart.
+        store.leadership(),
+        closing(Launcher(settings.ray_address, ray_token)) as launcher,
+    ):
         queue = Queue(store, steady_clock(), settings.home.storage)
         dispatching = _Dispatching(Dispatcher(queue, launcher, settings))
         services = Services(settings, queue, Registry(settings.mlflow_uri), dispatching.is_alive)

@@ -73,7 +73,7 @@ def fail(caller: CallerArg, body: FailBody, services: ServicesArg) -> DoneAnswer
 
 @router.post("/register")
 def register(caller: CallerArg, body: RegisterBody, services: ServicesArg) -> VersionAnswer:
-    """Make the job's version in the model registry, once, and move the spec's alias to it."""
+    """Make the job's version in the model registry, once between two retries, and move the spec's alias to it."""
     job = services.queue.authorize(caller.attempt_id, caller.token)
     target = job.spec.get("register")
     if target is None:
@@ -81,6 +81,7 @@ def register(caller: CallerArg, body: RegisterBody, services: ServicesArg) -> Ve
     made = services.registry.register(
         Registration(
             job_id=job.id,
+            generation=job.budget_from,
             name=target["model"],
             alias=target["alias"],
             run_id=body.run_id,

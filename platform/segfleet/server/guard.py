@@ -29,6 +29,8 @@ ATTEMPTS = f"{API}/attempts/"
 
 _HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+# Whoever has no token can still choose the path.
+_LOGGED_PATH_CHARS = 200
 _log = logging.getLogger(__name__)
 
 
@@ -130,7 +132,8 @@ class _Sender:
             headers["X-Content-Type-Options"] = "nosniff"
             headers["Cache-Control"] = "no-store"
             if message["status"] >= HTTPStatus.BAD_REQUEST:
-                _log.info("%s %s: refused, %d", self._scope["method"], self._scope["path"], message["status"])
+                path = self._scope["path"][:_LOGGED_PATH_CHARS]
+                _log.info("%s %s: refused, %d", self._scope["method"], path, message["status"])
         await self._send(message)
 
 

@@ -25,7 +25,9 @@ def require_inputs(spec: JobSpec) -> None:
             problems.append(Problem("data.shards", text, "prepare it first with 'segfleet prepare'"))
         weights = spec.model.pretrained
         if isinstance(weights, str) and not _path(weights).is_file():
-            problems.append(Problem("model.pretrained", f"no file {weights!r}", "true takes timm's weights, false none"))
+            problems.append(
+                Problem("model.pretrained", f"no file {weights!r}", "true takes timm's weights, false none")
+            )
     elif spec.raw is not None and not _path(spec.raw).is_dir():
         problems.append(Problem("raw", f"no folder {spec.raw!r}"))
     if problems:

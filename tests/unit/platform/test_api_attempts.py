@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from segfleet.errors import ModelRefusedError, ServiceError
+from serving import make_shards
 
 ATTEMPTS = "/api/v1/attempts"
 POINTER = {"path": "/s/step-5", "step": 5, "sha256": "a" * 64, "bytes": 10, "best_step": None}
@@ -85,7 +86,7 @@ def running_with_register(service: Any) -> tuple[str, str, dict[str, str]]:
     spec = {
         "kind": "train",
         "name": "tiny",
-        "data": {"shards": "/data/shapes"},
+        "data": {"shards": make_shards(service.home.root / "shards")},
         "register": {"model": "seg", "alias": "best"},
     }
     answer = service.http.post("/api/v1/jobs", json={"spec": spec}, headers=service.bearer)
@@ -102,6 +103,20 @@ def test_registration_takes_name_and_alias_from_the_spec(service: Any) -> None:
     (wanted,) = service.registry.registered
     assert (wanted.job_id, wanted.name, wanted.alias) == (job_id, "seg", "best")
     assert wanted.metrics == {"miou": 0.5, "x": None}
+
+
+def test_a_person_s_retry_makes_a_new_generation_and_a_lost_attempt_does_not(service: Any) -> None:
+    job_id, attempt_id, bearer = running_with_register(service)
+    post(service, attempt_id, "register", REGISTER, bearer)
+    for kind in ("infra", "user"):
+        post(service, attempt_id, "fail", {"failure": {"class": kind, "message": "m"}}, bearer)
+        if kind == "user":
+            service.queue.retry(job_id, "me", from_start=True)
+        attempt_id = service.start(job_id)
+        bearer = {"Authorization": f"Bearer {service.claim(attempt_id).json()['token']}"}
+        assert post(service, attempt_id, "register", REGISTER, bearer).status_code == 200
+    first, second, retried = (wanted.generation for wanted in service.registry.registered)
+    assert first == second < retried
 
 
 def test_a_fenced_attempt_registers_nothing(service: Any) -> None:

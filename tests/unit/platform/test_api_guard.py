@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
+from segfleet.errors import SettingsError
 from segfleet.server.api import create_app
-from segfleet.server.guard import MAX_BODY_BYTES, Guard
+from segfleet.server.guard import MAX_BODY_BYTES, Guard, same_secret
 
 OPEN = {"/healthz"}
 
 
 def routes() -> list[tuple[str, str]]:
     # The table needs no services: they are only touched by requests.
-    app = create_app(None, "")  # type: ignore[arg-type]
+    app = create_app(None, "unused")  # type: ignore[arg-type]
     paths = [
         (method, route.path)
         for route in _flat(app.routes)
@@ -70,6 +71,12 @@ def filled(path: str) -> str:
 def test_every_route_refuses_a_missing_or_wrong_token(service: Any, authorization: str | None) -> None:
     headers = {} if authorization is None else {"Authorization": authorization}
     assert statuses(service, GUARDED, headers) == {401: GUARDED}
+
+
+def test_no_guard_stands_without_a_token(service: Any) -> None:
+    with pytest.raises(SettingsError, match="token is empty"):
+        Guard(service.http.app, "")
+    assert not same_secret("", "")
 
 
 def test_a_refusal_names_the_scheme(service: Any) -> None:
@@ -171,6 +178,13 @@ def test_an_unknown_path_needs_a_token_too(service: Any) -> None:
         ]
         == 405
     )
+
+
+def test_of_a_refused_path_only_the_beginning_is_logged(service: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        service.http.get("/" + "x" * 5000)
+    (line,) = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert line == f"GET /{'x' * 199}: refused, 401"
 
 
 def test_health_is_open_and_says_nothing(service: Any) -> None:

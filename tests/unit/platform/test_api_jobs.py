@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from segfleet.errors import QueueUnavailableError
 from segfleet.queue.scheduler import Capacity, Wait
 from segfleet.queue.service import Board
 from segfleet.server.logs import read_logs
+from serving import make_shards
 
 JOBS = "/api/v1/jobs"
 
@@ -18,12 +20,12 @@ def spec(**changes: Any) -> dict[str, Any]:
     return {"kind": "prepare", "name": "shapes", "dataset": "synthetic", "out": "/data/shapes", **changes}
 
 
-def train_spec(**changes: Any) -> dict[str, Any]:
-    return {"kind": "train", "name": "tiny", "data": {"shards": "/data/shapes"}, **changes}
+def train_spec(shards: str = "/data/shapes", **changes: Any) -> dict[str, Any]:
+    return {"kind": "train", "name": "tiny", "data": {"shards": shards}, **changes}
 
 
-def test_check_fills_in_the_defaults_and_stores_nothing(service: Any) -> None:
-    body = {"spec": train_spec(resources={"workers": 2, "cpus_per_worker": 3})}
+def test_check_fills_in_the_defaults_and_stores_nothing(service: Any, tmp_path: Path) -> None:
+    body = {"spec": train_spec(make_shards(tmp_path / "shards"), resources={"workers": 2, "cpus_per_worker": 3})}
     answer = service.http.post("/api/v1/check", json=body, headers=service.bearer)
     assert answer.status_code == 200
     assert answer.json()["needs"] == {"cpus": 6, "gpus": 0}
@@ -98,12 +100,38 @@ def test_odd_keys_are_refused(service: Any, key: Any) -> None:
     assert service.http.post(JOBS, json={"spec": spec()}, headers=headers).status_code == 422
 
 
-def test_a_job_larger_than_the_cluster_is_refused_with_the_numbers(service: Any) -> None:
+def test_a_job_larger_than_the_cluster_is_refused_with_the_numbers(service: Any, tmp_path: Path) -> None:
     service.queue.board = Board(capacity=Capacity(cpus=2, gpus=0, nodes=1))
-    body = {"spec": train_spec(resources={"workers": 4})}
-    answer = service.http.post(JOBS, json=body, headers=service.bearer)
-    assert answer.status_code == 422
-    assert "4" in answer.json()["problems"][0]["message"]
+    body = {"spec": train_spec(make_shards(tmp_path / "shards"), resources={"workers": 4})}
+    for path in ("/api/v1/check", JOBS):
+        answer = service.http.post(path, json=body, headers=service.bearer)
+        assert answer.status_code == 422
+        assert "4" in answer.json()["problems"][0]["message"]
+
+
+def test_a_job_with_nothing_to_read_is_refused_before_it_starts(service: Any, tmp_path: Path) -> None:
+    cut, whole = make_shards(tmp_path / "cut"), make_shards(tmp_path / "with space")
+    Path(cut, "manifest.json").write_text('{"splits":')
+    weights = tmp_path / "weights"
+    specs = [
+        (train_spec(str(tmp_path)), ["data.shards"]),
+        (train_spec(cut, model={"pretrained": str(weights)}), ["data.shards", "model.pretrained"]),
+        (spec(dataset="folder", raw=str(weights)), ["raw"]),
+    ]
+    for path in ("/api/v1/check", JOBS):
+        for document, places in specs:
+            answer = service.http.post(path, json={"spec": document}, headers=service.bearer).json()
+            assert [problem["path"] for problem in answer["problems"]] == places
+    hint = service.http.post(JOBS, json={"spec": specs[0][0]}, headers=service.bearer).json()["problems"][0]["hint"]
+    assert "segfleet prepare" in hint
+    assert service.queue.list() == ()
+    weights.touch()
+    for document in (
+        train_spec(f"file://{whole.replace(' ', '%20')}", model={"pretrained": str(weights)}),
+        train_spec(whole, model={"pretrained": False}),
+        spec(dataset="folder", raw=str(tmp_path)),
+    ):
+        assert service.http.post(JOBS, json={"spec": document}, headers=service.bearer).status_code == 201
 
 
 def test_a_waiting_job_says_why_and_where(service: Any) -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from segfleet.cli.children import options, require, run_module
 from segfleet.errors import SettingsError
+from segfleet.settings import child_environment
 
 
 @pytest.fixture
@@ -27,6 +30,18 @@ def test_output_and_exit_code_of_a_child_are_passed_on(
     captured = capfd.readouterr()
     assert captured.out == f"out {argument} a b\n"
     assert captured.err == "err\n"
+
+
+def test_a_file_in_the_users_folder_is_not_taken_for_a_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "queue.py").write_text("raise SystemExit('the user\\'s own queue.py')\n")
+    monkeypatch.chdir(tmp_path)
+    assert run_module("segfleet.cli.main", ["--help"]) == 0
+    assert "Usage" in capfd.readouterr().out
+    # The children of such a child, whose command lines are not ours, are kept from it too.
+    (tmp_path / "child.py").write_text("import queue\n")
+    assert subprocess.run([sys.executable, "child.py"], env=child_environment({}), check=False).returncode == 0
 
 
 def test_a_missing_dependency_names_the_extra_to_install() -> None:

@@ -90,7 +90,17 @@ def test_exit_codes_tell_failure_from_wrong_use(error: Any, code: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["submit"], ["bogus"], ["up", "--port", "99999"], ["jobs", "--limit", "0"], ["models", "pull", "a@b"]]
+    "arguments",
+    [
+        ["submit"],
+        ["bogus"],
+        ["up", "--port", "99999"],
+        ["jobs", "--limit", "0"],
+        ["jobs", "--state", "bogus"],
+        ["models", "pull", "a@b"],
+        ["submit", "nofile.yaml"],
+        ["check", "."],
+    ],
 )
 def test_a_wrong_command_line_is_wrong_use(arguments: list[str], offline: Cli) -> None:
     code, out, err = offline(*arguments)
@@ -122,6 +132,41 @@ def test_check_tells_all_problems_at_once(offline: Cli, spec: str) -> None:
     assert err.startswith("error: ")
     assert "did you mean 'samples'" in err
     assert "seed" in err
+
+
+@pytest.mark.parametrize("change", ["foo", "=1", "a.b=[", "name.x=1"])
+@pytest.mark.parametrize("verb", ["check", "submit"])
+def test_a_malformed_change_is_wrong_use(offline: Cli, spec: str, verb: str, change: str) -> None:
+    code, out, err = offline(verb, spec, "--set", change)
+    assert (code, out) == (2, "")
+    assert "--set" in err
+
+
+def test_a_spec_that_is_no_yaml_is_invalid(offline: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text("kind: [")
+    assert offline("submit", str(path))[0] == 1
+
+
+def test_a_refused_check_is_not_taken_for_a_missing_service(
+    cli: Cli, transport: AppTransport, spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "checked without" not in cli("check", spec)[2]
+    monkeypatch.setattr(jobs, "Client", lambda **_: Client(URL, "wrong", transport=transport))
+    code, out, err = cli("check", spec)
+    assert (code, out) == (1, "")
+    assert "send the service's token" in err
+    monkeypatch.setattr(jobs, "Client", lambda **_: Client("http://127.0.0.1:1", "t", patience_s=0.0))
+    code, _, err = cli("check", spec)
+    assert code == 0
+    assert "checked without a service" in err
+
+
+@pytest.mark.parametrize("key", ["", "nächt"])
+def test_an_odd_key_is_wrong_use(cli: Cli, spec: str, key: str) -> None:
+    code, out, err = cli("submit", spec, "--key", key)
+    assert (code, out) == (2, "")
+    assert "visible ASCII" in err
 
 
 def test_check_in_json_lists_the_problems_on_stdout(offline: Cli, spec: str) -> None:

@@ -23,7 +23,7 @@ from segfleet.errors import (
     SpecError,
     UnknownJobError,
 )
-from serving import API_TOKEN, URL, AppTransport, Service, prepare_spec
+from serving import API_TOKEN, URL, AppTransport, Service, make_shards, prepare_spec
 
 
 @pytest.fixture
@@ -99,6 +99,8 @@ def test_relative_paths_are_the_callers(client: Client, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     spec = {"kind": "train", "name": "t", "data": {"shards": "shards"}, "model": {"pretrained": "w.safetensors"}}
     written = json.dumps(spec)
+    make_shards(tmp_path / "shards")
+    (tmp_path / "w.safetensors").touch()
     resolved = client.check(spec)["spec"]
     assert resolved["data"]["shards"] == str(tmp_path / "shards")
     assert resolved["model"]["pretrained"] == str(tmp_path / "w.safetensors")
@@ -166,7 +168,7 @@ def test_without_a_service_the_client_says_so(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(SettingsError, match="segfleet up"):
         Client()
     (tmp_path / "state.json").write_text('{"url": "http://127.0.0.1:1"}')
-    (tmp_path / "token").write_text("t\n")
+    (tmp_path / "token").write_text("a-token-of-the-test\n")
     (tmp_path / "token").chmod(0o644)
     with pytest.raises(SettingsError, match="readable by others"):
         Client()
@@ -175,6 +177,44 @@ def test_without_a_service_the_client_says_so(tmp_path: Path, monkeypatch: pytes
         assert client.url == "http://127.0.0.1:1"
         with pytest.raises(ServiceError, match="does not answer"):
             client.jobs()
+
+
+def test_a_given_address_and_a_token_in_the_environment_need_no_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGFLEET_HOME", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("SEGFLEET_TOKEN", "a-token-of-the-test")
+    with Client("http://far.example:1") as client:
+        assert client.url == "http://far.example:1"
+    monkeypatch.setenv("SEGFLEET_TOKEN", "nächt")
+    with pytest.raises(SettingsError, match="SEGFLEET_TOKEN"):
+        Client("http://far.example:1")
+    for url in ("http://[::1", "http://a\x01b", "nonsense"):
+        with pytest.raises(SettingsError, match="no address of a service"):
+            Client(url, "t")
+
+
+@pytest.mark.parametrize("key", ["", "nächt", "a b", "x" * 201])
+def test_a_key_that_cannot_be_one_is_refused_here(client: Client, service: Service, key: str) -> None:
+    with pytest.raises(SettingsError, match="visible ASCII"):
+        client.submit(prepare_spec(), key=key)
+    assert service.queue.list() == ()
+
+
+@pytest.mark.parametrize("answer", [{"text": "<html>hello</html>"}, {"json": {}}, {"json": [1]}, {"json": {"jobs": 1}}])
+def test_another_server_at_the_address_is_told(answer: Any) -> None:
+    with Client(URL, "t", transport=httpx.MockTransport(lambda _: httpx.Response(200, **answer))) as client:
+        for ask in (client.jobs, client.models, lambda: list(client.logs("job-aaaaaaaa"))):
+            with pytest.raises(ServiceError):
+                ask()
+
+
+def test_an_answer_that_cannot_be_decoded_is_a_service_error() -> None:
+    garbled = httpx.MockTransport(
+        lambda _: httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=httpx.ByteStream(b"no gzip"))
+    )
+    with Client(URL, "t", transport=garbled, patience_s=0.0) as client, pytest.raises(ServiceError):
+        client.jobs()
 
 
 class Clock:

@@ -11,7 +11,7 @@ import pytest
 
 from segfleet import archive
 from segfleet.archive import digest_header, pack, unpack
-from segfleet.errors import ModelError
+from segfleet.errors import DataError
 
 
 def member(name: str, content: bytes = b"x", **fields: Any) -> tuple[tarfile.TarInfo, bytes]:
@@ -61,7 +61,7 @@ def test_every_cut_and_many_flips_are_noticed(packed: Any, tmp_path: Path) -> No
     damaged = [data[:length] for length in range(0, len(data), 997)]
     damaged += [data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :] for at in range(0, len(data), 1009)]
     for broken in damaged:
-        with pytest.raises(ModelError):
+        with pytest.raises(DataError):
             take(broken, tmp_path / "out", 4096, digest)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["files"]
 
@@ -85,7 +85,7 @@ def test_every_cut_and_many_flips_are_noticed(packed: Any, tmp_path: Path) -> No
 )
 def test_anything_but_plain_files_below_is_refused(evil: Any, tmp_path: Path) -> None:
     inner = tmp_path / "inner"
-    with pytest.raises(ModelError, match="refused"):
+    with pytest.raises(DataError, match="refused"):
         take(tar_of(member("MLmodel"), evil), inner / "out")
     assert list(inner.iterdir()) == []
     assert list(tmp_path.iterdir()) == [inner]
@@ -93,13 +93,13 @@ def test_anything_but_plain_files_below_is_refused(evil: Any, tmp_path: Path) ->
 
 def test_a_file_given_twice_is_refused(tmp_path: Path) -> None:
     for second in ("a", "a/b"):
-        with pytest.raises(ModelError):
+        with pytest.raises(DataError):
             take(tar_of(member("a"), member(second)), tmp_path / "out")
 
 
 def test_the_number_of_files_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "MAX_MEMBERS", 3)
-    with pytest.raises(ModelError, match="more than 3"):
+    with pytest.raises(DataError, match="more than 3"):
         take(tar_of(*(member(f"f{number}") for number in range(4))), tmp_path / "out")
 
 
@@ -113,6 +113,6 @@ def test_a_full_disk_is_told_and_leaves_nothing(packed: Any, tmp_path: Path, mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(archive.shutil, "copyfileobj", full)
-    with pytest.raises(ModelError, match="No space left"):
+    with pytest.raises(DataError, match="No space left"):
         take(packed[1], tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["files"]

@@ -137,6 +137,16 @@ def test_capacity_sums_living_nodes() -> None:
 
 
 def test_the_command_is_a_constant_and_its_interpreter_is_quoted() -> None:
-    assert entrypoint("train", "/usr/bin/python3") == "/usr/bin/python3 -m segfleet_jobs.train"
+    assert entrypoint("train", "/usr/bin/python3") == "/usr/bin/python3 -P -m segfleet_jobs.train"
     odd = "/opt/my env/$(touch x)/python"
-    assert shlex.split(entrypoint("prepare", odd)) == [odd, "-m", "segfleet_jobs.prepare"]
+    assert shlex.split(entrypoint("prepare", odd)) == [odd, "-P", "-m", "segfleet_jobs.prepare"]
+
+
+def test_what_ray_says_is_cleaned_of_what_no_database_takes() -> None:
+    body = b'{"status": "FAILED", "message": "a\\u0000b\\ud800c"}'
+    assert Ray(httpx.Response(200, content=body)).launcher.status("job-aaaaaaaa-a1") == RayJobStatus(
+        RayState.FAILED, "ab?c"
+    )
+    with pytest.raises(SubmissionRefusedError) as caught:
+        submit(Ray(httpx.Response(400, text="Error: a\0b")))
+    assert str(caught.value).endswith("Error: ab")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def home(tmp_path: Path) -> Home:
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "tmp"
     folder.mkdir()
-    monkeypatch.setattr(parts.tempfile, "gettempdir", lambda: str(folder))
+    monkeypatch.setattr(parts, "SHORT_FOLDER", folder)
     return folder
 
 
@@ -101,6 +102,22 @@ def test_ray_s_folder_outside_the_home_goes_and_one_inside_stays(home: Home, tem
     folder = ray_folder(inside)
     forget_outside_ray_folder(inside)
     assert folder.exists() == folder.is_relative_to(inside.root)
+
+
+def test_ray_s_folder_does_not_depend_on_the_shell(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = Home(home.root / ("long" * 20))
+    deep.create()
+    first = ray_folder(deep)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert ray_folder(deep) == first
+    forget_outside_ray_folder(deep)
+    assert not first.parent.exists()
+
+
+def test_no_part_imports_from_the_users_folder(home: Home, temporary: Path) -> None:
+    for part in components(home, choose_ports(8700, {})):
+        assert part.command[1:3] == ("-P", "-m")
 
 
 def test_an_open_folder_in_ray_s_place_is_refused(home: Home, temporary: Path) -> None:

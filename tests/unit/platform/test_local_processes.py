@@ -90,6 +90,15 @@ def test_a_child_gets_its_own_session_mark_and_log(mark: str, tmp_path: Path, mo
     assert log.read_text() == f"before\nTrue {mark} None\n"
 
 
+def test_a_child_does_not_work_in_the_users_folder(mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere, log = tmp_path / "elsewhere", tmp_path / "logs" / "log"
+    for folder in (elsewhere, log.parent):
+        folder.mkdir()
+    monkeypatch.chdir(elsewhere)
+    start("import os; print(os.getcwd())", mark, log).wait(timeout=10)
+    assert log.read_text() == f"{log.parent}\n"
+
+
 def test_a_log_that_has_grown_large_moves_aside(mark: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("wb") as file:

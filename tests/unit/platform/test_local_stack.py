@@ -3,17 +3,22 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
+from segfleet.cli.local import _up_detached
 from segfleet.cluster import local
+from segfleet.cluster import ports as local_ports
 from segfleet.cluster.components import Component
 from segfleet.cluster.local import Stack, down, restart_delay_s, status, up
+from segfleet.cluster.ports import free_ports
 from segfleet.cluster.processes import marked
 from segfleet.cluster.state import State, exclusive
 from segfleet.errors import SettingsError
@@ -150,12 +155,12 @@ class Turns(threading.Event):
         return self.inner.wait(timeout)
 
 
-def abandon(home: Home) -> State:
+def abandon(home: Home, port: int | None = None) -> State:
     """A stack whose supervisor was killed: everything runs, nobody holds the lock."""
     home.create()
     with exclusive(home):
         stack = Stack(home, lambda line: None)
-        stack.start(local.choose_ports(0, {})["mlflow"], threading.Event())
+        stack.start(port or local.choose_ports(0, {})["mlflow"], threading.Event())
         ABANDONED.extend(running.process for running in stack._running.values())
         return stack.state
 
@@ -204,6 +209,52 @@ def test_what_does_not_answer_or_was_started_otherwise_is_not_taken_over(
     run_up(home, new.append)
     assert pids(new[0])["ray"] != pids(old)["ray"]
     assert pids(new[0])["mlflow"] == pids(old)["mlflow"]
+
+
+@pytest.mark.parametrize("trouble", ["busy port", "mute service"])
+def test_an_up_that_fails_leaves_what_it_took_over_for_the_next_one(
+    trouble: str, home: Home, parts: dict[str, Component]
+) -> None:
+    old = abandon(home)
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        if trouble == "mute service":
+            busy.close()
+            parts["service"] = make_component("service", (sys.executable, "-c", "raise SystemExit(3)"))
+            parts["service"] = replace(parts["service"], answers=lambda: False)
+        with pytest.raises(SettingsError, match=r"in use|ended while starting"):
+            up(home, port, threading.Event(), lambda line: None, lambda state: None)
+    kept = State.load(home)
+    assert kept is not None
+    assert {name: bool(marked(old.mark(name))) for name in parts} == {"ray": True, "mlflow": True, "service": False}
+    parts["service"] = make_component("service")
+    new: list[State] = []
+    run_up(home, new.append)
+    assert [pids(new[0])[name] for name in ("ray", "mlflow")] == [pids(old)[name] for name in ("ray", "mlflow")]
+
+
+def test_the_orphaned_service_s_own_port_is_free_for_the_next_up(home: Home, parts: dict[str, Component]) -> None:
+    (port,) = free_ports(1)
+    listen = f"import socket, time; s = socket.create_server(('127.0.0.1', {port})); time.sleep(60)"
+    parts["service"] = make_component(
+        "service", (sys.executable, "-c", listen), answers=lambda: not local_ports.is_free(port)
+    )
+    abandon(home, port)
+    stop = threading.Event()
+    up(home, port, stop, lambda line: None, lambda state: stop.set())
+
+
+def test_a_second_detached_up_leaves_the_first_one_s_log(
+    home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    home.create()
+    log = home.logs / "up.log"
+    log.write_text("of the first\n")
+    with exclusive(home), pytest.raises(SettingsError, match="already running"):
+        _up_detached(home, 1)
+    assert log.read_text() == "of the first\n"
 
 
 def test_down_ends_what_a_killed_up_has_left(home: Home, parts: dict[str, Component]) -> None:

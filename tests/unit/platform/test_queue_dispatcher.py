@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from segfleet.cluster.launcher import ENTRY_MODULES, RayState
-from segfleet.errors import AttemptFencedError
+from segfleet.errors import AttemptFencedError, QueueUnavailableError
+from segfleet.queue import lifecycle
 from segfleet.queue.dispatcher import Dispatcher
+from segfleet.queue.model import Attempt, Job
 from segfleet.queue.states import JobState
+from segfleet.queue.store import Transaction
 from segfleet.spec.kinds import KINDS
 from world import World
 
@@ -334,3 +337,166 @@ def test_a_turn_that_fails_does_not_end_the_dispatcher(world: World, monkeypatch
     monkeypatch.setattr(stop, "wait", lambda _: None)
     world.dispatcher.run(stop)
     assert len(turns) == 3
+
+
+def test_a_log_that_is_never_to_be_had_does_not_hold_the_cluster(world: World) -> None:
+    job, waiting = world.submit(workers=2), world.submit(workers=2)
+    world.step()
+    grant = world.claim(job)
+    world.queue.complete(grant.attempt_id, grant.token, {})
+    world.ray.end(grant.attempt_id, RayState.SUCCEEDED)
+    world.ray.broken_logs = True
+    world.pass_time(100)
+    assert world.state(waiting) == JobState.QUEUED
+    world.pass_time(40)
+    assert world.state(waiting) == JobState.STARTING
+    assert world.queue.attempts(job.id)[0].closed
+    assert b"end of the log could not be had" in world.log(grant.attempt_id)
+
+
+def test_an_ended_attempt_of_which_ray_says_nothing_does_not_hold_the_cluster(world: World) -> None:
+    job, waiting = world.submit(workers=2), world.submit(workers=2)
+    world.step()
+    grant = world.claim(job)
+    world.queue.complete(grant.attempt_id, grant.token, {})
+    world.ray.failing = True
+    world.pass_time(150)
+    assert grant.attempt_id in world.ray.stops
+    assert world.state(waiting) == JobState.STARTING
+    assert "abandoned" in [event.kind for event in world.queue.events(job.id)]
+
+
+def test_the_longer_a_log_takes_the_more_rarely_it_is_asked_for(world: World) -> None:
+    job = world.submit()
+    world.step()
+    grant = world.claim(job)
+    world.ray.log_takes_s = 1.0
+    world.step(3.0)
+    assert world.ray.fetches == [grant.attempt_id]
+    world.pass_time(15, beat=grant)
+    assert world.ray.fetches == [grant.attempt_id]
+    world.pass_time(10, beat=grant)
+    assert world.ray.fetches == [grant.attempt_id] * 2
+
+
+def test_slow_turns_do_not_keep_the_silent_alive(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = world.submit()
+    world.step()
+    grant = world.claim(job)
+    status = world.ray.status
+    monkeypatch.setattr(world.ray, "status", lambda name: (world.clock.advance(20.0), status(name))[1])
+    for _ in range(4):
+        world.step()
+    assert world.queue.attempts(job.id)[0].state == "lost"
+    assert world.queue.attempts(job.id)[0].failure["message"] == "no heartbeat for 30 s"  # type: ignore[index]
+    assert grant.attempt_id in world.ray.runs
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogate")])
+def test_an_attempt_that_nobody_can_handle_stops_no_other_and_keeps_its_lease(world: World, error: Exception) -> None:
+    poison = world.submit(max_retries=0)
+    world.step()
+    world.claim(poison)
+    world.ray.broken[f"{poison.id}-a1"] = error
+    other = world.submit()
+    world.step()
+    assert world.state(other) == JobState.STARTING
+    grant = world.claim(other)
+    world.pass_time(50, beat=grant)
+    assert (world.state(poison), world.state(other)) == (JobState.FAILED, JobState.RUNNING)
+
+
+def test_trouble_in_settling_one_attempt_stops_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison, other = world.submit(), world.submit()
+    world.step()
+    ends = lifecycle.end_failed
+
+    def end_failed(tx: Transaction, job: Job, *rest: object, **more: object) -> Job:
+        if job.id == poison.id:
+            raise RuntimeError("a bug")
+        return ends(tx, job, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(lifecycle, "end_failed", end_failed)
+    for job in (poison, other):
+        world.ray.end(f"{job.id}-a1", RayState.FAILED)
+    world.step()
+    assert (world.state(poison), world.state(other)) == (JobState.STARTING, JobState.QUEUED)
+
+
+def test_a_job_that_cannot_be_started_stops_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison, other = world.submit(), world.submit()
+    begin = lifecycle.begin_attempt
+
+    def begin_attempt(tx: Transaction, job: Job, code_hash: str, now: float) -> Attempt:
+        if job.id == poison.id:
+            raise RuntimeError("a bug")
+        return begin(tx, job, code_hash, now)
+
+    monkeypatch.setattr(lifecycle, "begin_attempt", begin_attempt)
+    world.step()
+    assert (world.state(poison), world.state(other)) == (JobState.QUEUED, JobState.STARTING)
+
+
+def test_a_database_that_refuses_is_no_trouble_of_one_attempt(world: World) -> None:
+    job = world.submit()
+    world.step()
+    world.ray.broken[f"{job.id}-a1"] = QueueUnavailableError("locked")
+    with pytest.raises(QueueUnavailableError):
+        world.step()
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+def test_restarts_of_the_cluster_use_up_no_retry_and_cost_no_back_off(world: World, claimed: bool) -> None:
+    job = world.submit(max_retries=0)
+    for number in (1, 2, 3):
+        world.step()
+        assert world.ray.runs[-1] == f"{job.id}-a{number}"
+        if claimed:
+            world.claim(job, number)
+            world.step()
+        world.ray.restart_head()
+        world.restart()
+        # After the lease: lost, closed, started again.
+        world.pass_time(45)
+    assert world.queue.get(job.id).attempt == 4
+    lost = [attempt.failure for attempt in world.queue.attempts(job.id)[:3]]
+    assert {failure["class"] for failure in lost if failure} == {"restart"}
+    delays = {e.detail["delay_s"] for e in world.queue.events(job.id) if e.kind == "retrying"}
+    assert delays == {0.0}
+
+
+def test_a_cancel_between_two_attempts_waits_for_the_first_to_be_gone(world: World) -> None:
+    job = world.submit()
+    world.step()
+    grant = world.claim(job)
+    world.queue.fail(grant.attempt_id, grant.token, {"class": "infra", "message": "disk"})
+    world.ray.obeys_stop = False
+    asked = world.queue.cancel(job.id, "ann")
+    assert (asked.state, asked.cancel_requested) == (JobState.QUEUED, True)
+    assert world.queue.cancel(job.id, "ann") == asked
+    world.pass_time(60)
+    assert (world.state(job), world.queue.get(job.id).reason) == (JobState.QUEUED, "being cancelled")
+    world.ray.end(grant.attempt_id, RayState.STOPPED)
+    world.step()
+    world.pass_time(10)
+    assert world.state(job) == JobState.CANCELLED
+    assert world.ray.runs == [grant.attempt_id]
+
+
+def test_a_clock_set_forward_between_two_services_uses_up_no_time(world: World) -> None:
+    job, ended = world.submit(time_limit="100s"), world.submit()
+    world.step()
+    grant, done = world.claim(job), world.claim(ended)
+    world.pass_time(10, beat=grant)
+    world.ray.obeys_stop = False
+    world.queue.complete(done.attempt_id, done.token, {})
+    world.clock.advance(3 * 3600)
+    world.restart()
+    world.step()
+    assert not world.queue.attempts(ended.id)[0].closed
+    # What lies between two heartbeats counts as a minute at most.
+    assert world.queue.attempts(job.id)[0].used_at(world.clock.now) == 70.0
+    world.clock.advance(-6 * 3600)
+    world.restart()
+    world.pass_time(40, beat=grant)
+    assert (world.state(job), world.queue.attempts(job.id)[0].used_s) == (JobState.RUNNING, 45.0)

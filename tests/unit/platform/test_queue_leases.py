@@ -2,25 +2,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from factories import RUNNING
 from segfleet.queue.leases import LeaseWatch
 from segfleet.queue.model import Attempt
 from segfleet.queue.states import AttemptState
 
-RUNNING = Attempt(
-    id="job-aaaaaaaa-a1",
-    job_id="job-aaaaaaaa",
-    number=1,
-    fence=1,
-    state=AttemptState.RUNNING,
-    ray_session="session_1",
-    created_at=0.0,
-    claimed_at=0.0,
-    heartbeat_at=0.0,
-    finished_at=None,
-    beats=1,
-    failure=None,
-    closed=False,
-)
 STARTING = replace(RUNNING, state=AttemptState.STARTING, claimed_at=None, heartbeat_at=None, beats=0)
 
 
@@ -69,3 +55,16 @@ def test_an_attempt_that_is_gone_is_forgotten() -> None:
     assert looks(watch, RUNNING, 0, 4) == {}
     assert watch.overdue([], 8) == {}
     assert looks(watch, RUNNING, 12, 16) == {}
+
+
+def test_the_services_own_slow_turns_are_no_pause() -> None:
+    watch = LeaseWatch(lease_s=10, start_deadline_s=60)
+    for begun in (0.0, 9.0):
+        assert watch.overdue([RUNNING], begun) == {}
+        watch.rest(begun + 8.5)
+    assert looks(watch, RUNNING, 18.0) == {RUNNING.id: "no heartbeat for 10 s"}
+
+
+def test_a_turn_that_did_not_go_through_counts_as_a_pause() -> None:
+    watch = LeaseWatch(lease_s=10, start_deadline_s=60)
+    assert looks(watch, RUNNING, 0, 9, 18, 27) == {}

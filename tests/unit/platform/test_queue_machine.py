@@ -194,7 +194,7 @@ class QueueMachine(RuleBasedStateMachine):
                 job, attempts, events = tx.job(job_id), tx.attempts_of(job_id), tx.events_of(job_id)
                 self._history_is_legal(job, events)
                 self._one_attempt_at_a_time_under_rising_fences(job, attempts)
-                self._budgets_hold(job, attempts)
+                self._budgets_hold(job, events)
             assert sum(job.needs.cpus for job in tx.holding_jobs()) <= self.world.ray.cpus
 
     def _history_is_legal(self, job: Job, events: list[Event]) -> None:
@@ -215,10 +215,16 @@ class QueueMachine(RuleBasedStateMachine):
         assert all(attempt.fence == job.fence for attempt in alive)
         assert sum(not attempt.closed for attempt in attempts) <= 1
 
-    def _budgets_hold(self, job: Job, attempts: list[Attempt]) -> None:
-        counted = [attempt.failure for attempt in attempts if attempt.number > job.budget_from and attempt.failure]
-        losses = [failure for failure in counted if failure["class"] == "infra"]
-        assert len(losses) <= job.spec["queue"]["max_retries"] + 1
+    def _budgets_hold(self, job: Job, events: list[Event]) -> None:
+        losses, furthest = 0, -1
+        for event in events:
+            if event.kind == "retry_requested":
+                losses, furthest = 0, -1
+            elif event.kind == "checkpoint" and event.detail["step"] > furthest:
+                losses, furthest = 0, event.detail["step"]
+            elif event.kind in ("retrying", "failed") and event.detail["class"] == "infra":
+                losses += 1
+            assert losses <= job.spec["queue"]["max_retries"] + 1
         assert self.completions.get(job.id, 0) <= 1
 
     def teardown(self) -> None:

@@ -102,3 +102,8 @@ def test_ten_thousand_jobs_are_planned_well_within_a_second() -> None:
     begin = time.perf_counter()
     plan(line, TWO, [], now=0.0)
     assert time.perf_counter() - begin < 1.0
+
+
+def test_a_back_off_of_a_clock_that_was_set_back_since_holds_nobody() -> None:
+    assert plan([candidate(1, not_before=3 * 3600.0)], TWO, [], now=0.0) == [Start("job-1")]
+    assert plan([candidate(1, not_before=300.0)], TWO, [], now=0.0) == [Wait("job-1", 1, "retry in 300 s")]

@@ -279,6 +279,30 @@ def test_the_retry_budget_runs_out_and_a_persons_retry_renews_it(queue: Queue, c
     assert [attempt.number for attempt in queue.attempts(job.id)] == [1, 2, 3]
 
 
+def test_a_job_that_comes_further_between_its_losses_has_all_its_retries_again(queue: Queue, clock: FakeClock) -> None:
+    job, _ = queue.submit(train_document(max_retries=1), owner="ann")
+    for step in (10, 20, 30):
+        grant = run(queue, job)
+        queue.set_checkpoint(grant.attempt_id, grant.token, {"path": "/c", "step": step, "sha256": "0", "bytes": 1})
+        after = lose(queue, grant)
+        assert (after.state, after.not_before) == (JobState.QUEUED, clock.now + 2.0)
+    assert lose(queue, run(queue, job)).state == JobState.FAILED
+    queue.retry(job.id, "ann", from_start=True)
+    # The way it has before it again is measured by itself.
+    for step in (10, 20):
+        grant = run(queue, job)
+        queue.set_checkpoint(grant.attempt_id, grant.token, {"path": "/c", "step": step, "sha256": "0", "bytes": 1})
+        assert lose(queue, grant).state == JobState.QUEUED
+
+
+def test_a_report_in_bytes_that_no_database_takes_is_stored_cleaned(queue: Queue) -> None:
+    job, _ = queue.submit(train_document(), owner="ann")
+    grant = run(queue, job)
+    failed = queue.fail(grant.attempt_id, grant.token, {"class": "user", "message": "a\0b\ud800c\u00f6"})
+    assert failed.error is not None
+    assert failed.error["message"] == "ab?c\u00f6"
+
+
 @pytest.mark.parametrize("from_start", [False, True])
 def test_a_retry_keeps_the_checkpoint_unless_told_otherwise(queue: Queue, from_start: bool) -> None:
     job, _ = queue.submit(train_document(), owner="ann")

@@ -77,6 +77,15 @@ def test_readme_names_the_two_commands_and_every_hop() -> None:
         assert re.search(rf"\]\([a-z_/]*{hop}[a-z_/]*(\.py)?\)", text), hop
 
 
+def test_readme_s_first_job_trains_on_what_its_first_commands_prepare() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    prepared = re.search(r"segfleet prepare folder --raw \S+ --out (\S+)", text)
+    trained = re.search(r"^data: {shards: (\S+)}$", text, re.MULTILINE)
+    assert prepared is not None
+    assert trained is not None
+    assert trained[1] == prepared[1]
+
+
 def test_the_lock_pins_exact_versions_and_nothing_else() -> None:
     assert all(re.fullmatch(r"[a-z0-9-]+", name) for name in LOCK)
     assert all(re.fullmatch(r"[0-9][0-9a-z.]*", version) for version in LOCK.values())

@@ -45,6 +45,51 @@ def test_token_is_long_private_and_kept(home: Home) -> None:
     assert ensure_token(home.ray_token) != token
 
 
+@pytest.mark.parametrize("content", [b"", b"\n", b"short\n", b"\xff" * 40, b"with space " * 4])
+def test_a_file_without_a_token_is_refused(home: Home, content: bytes) -> None:
+    home.token.write_bytes(content)
+    home.token.chmod(0o600)
+    for read in (read_token, ensure_token):
+        with pytest.raises(SettingsError, match="holds no token; remove it"):
+            read(home.token)
+
+
+def test_a_token_that_could_not_be_written_leaves_no_file(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            ensure_token(home.token)
+    assert sorted(p.name for p in home.root.iterdir()) == ["logs", "mlartifacts", "storage"]
+    assert ensure_token(home.token) == read_token(home.token)
+
+
+def test_a_token_that_another_process_made_meanwhile_is_kept(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = ensure_token(home.token)
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    assert ensure_token(home.token) == theirs
+
+
+@pytest.mark.parametrize("bits", [0o770, 0o707, 0o777, 0o702])
+def test_a_home_that_others_can_write_to_is_refused(home: Home, bits: int) -> None:
+    home.root.chmod(bits)
+    with pytest.raises(SettingsError, match=rf"mode {bits:04o}\); run chmod go-w"):
+        home.create()
+    home.root.chmod(0o755)
+    home.create()
+
+
+def test_what_belongs_to_another_user_is_refused(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    ensure_token(home.token)
+    monkeypatch.setattr(os, "getuid", lambda: home.root.stat().st_uid + 1)
+    with pytest.raises(SettingsError, match="not yours alone"):
+        home.create()
+    with pytest.raises(SettingsError, match="belongs to another user"):
+        read_token(home.token)
+
+
 @pytest.mark.parametrize("bits", [0o644, 0o640, 0o604, 0o620, 0o601])
 def test_token_that_others_can_touch_is_refused(home: Home, bits: int) -> None:
     ensure_token(home.token)
@@ -76,7 +121,30 @@ def test_environment_wins_over_the_home(home: Home) -> None:
     assert service_address(home, environment) == ("http://127.0.0.1:9", "t")
 
 
-@pytest.mark.parametrize("state", [None, "{", "{}"])
+def test_the_home_s_token_goes_to_no_other_machine(home: Home) -> None:
+    token = ensure_token(home.token)
+    for url in ("http://evil.example:8700", "https://127.0.0.1.evil.example", "http://127.0.0.1@evil.example/"):
+        with pytest.raises(SettingsError, match="set SEGFLEET_TOKEN"):
+            service_address(home, {"SEGFLEET_URL": url})
+        with pytest.raises(SettingsError, match="set SEGFLEET_TOKEN"):
+            service_address(home, {}, url=url)
+    for url in ("http://127.0.0.1:9", "http://localhost:9", "http://[::1]:9"):
+        assert service_address(home, {"SEGFLEET_URL": url}) == (url, token)
+
+
+def test_what_is_given_needs_no_home(tmp_path: Path) -> None:
+    nowhere = Home(tmp_path / "nowhere")
+    assert service_address(nowhere, {"SEGFLEET_TOKEN": "t"}, url="http://far:1") == ("http://far:1", "t")
+    assert service_address(nowhere, {"SEGFLEET_URL": "http://far:1"}, token="t") == ("http://far:1", "t")
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://h:port", "127.0.0.1:8700", "ftp://h", "http://", "nonsense"])
+def test_a_malformed_address_is_told(home: Home, url: str) -> None:
+    with pytest.raises(SettingsError, match="is no address of a service"):
+        service_address(home, {"SEGFLEET_URL": url})
+
+
+@pytest.mark.parametrize("state", [None, "{", "{}", "[]"])
 def test_no_service_says_how_to_start_one(home: Home, state: str | None) -> None:
     if state is not None:
         home.state.write_text(state)
@@ -98,9 +166,11 @@ def test_settings_from_environment(tmp_path: Path) -> None:
     assert settings.database_url == f"sqlite:///{tmp_path / 'segfleet.db'}"
 
 
-def test_malformed_number_names_the_variable(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="SEGFLEET_POLL_S='soon' is not a number"):
-        Settings.from_environment({"SEGFLEET_HOME": str(tmp_path), "SEGFLEET_POLL_S": "soon"})
+@pytest.mark.parametrize("text", ["soon", "inf", "nan", ""])
+@pytest.mark.parametrize("name", ["SEGFLEET_POLL_S", "SEGFLEET_PORT"])
+def test_malformed_number_names_the_variable(tmp_path: Path, name: str, text: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name}='{text}' is not a number"):
+        Settings.from_environment({"SEGFLEET_HOME": str(tmp_path), name: text})
 
 
 def test_job_environment_holds_no_secret(tmp_path: Path) -> None:

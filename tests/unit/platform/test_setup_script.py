@@ -177,6 +177,21 @@ def test_demo_names_the_command_that_failed(tmp_path: Path, monkeypatch: pytest.
         demo.Demo(tmp_path, tmp_path).run("verify", "x")
 
 
+def test_demo_takes_a_port_with_free_neighbours_below_the_systems_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class UpError(Exception):
+        pass
+
+    def run(_: Any, *words: Any) -> None:
+        raise UpError(*words)
+
+    monkeypatch.setattr(demo.Demo, "run", run)
+    with pytest.raises(UpError) as called:
+        demo.play(demo.Demo(tmp_path, tmp_path), 2, [])
+    assert int(called.value.args[called.value.args.index("--port") + 1]) < 32_768
+
+
 def test_demo_ignores_the_users_own_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEGFLEET_URL", "http://elsewhere")
     monkeypatch.setenv("SEGFLEET_TOKEN", "t")

@@ -94,7 +94,7 @@ VARIANTS = {
     "seg-s/32": ("vit_small_patch32_384", 32, "linear"),
     "seg-s-mask/16": ("vit_small_patch16_384", 16, "mask"),
     "seg-s/14": ("vit_small_patch14_dinov2", 14, "linear"),
-    "seg-b/8": ("vit_base_patch8_224", 8, "linear"),
+    "seg-b/8": ("vit_base_patch8_224.augreg_in21k_ft_in1k", 8, "linear"),
     "seg-b-mask/14": ("vit_base_patch14_dinov2", 14, "mask"),
     "seg-b-mask/32": ("vit_base_patch32_384", 32, "mask"),
     "seg-b-deit/16": ("deit_base_distilled_patch16_384", 16, "linear"),

@@ -59,6 +59,7 @@ def upgrade() -> None:
         sa.Column("heartbeat_at", sa.Float),
         sa.Column("finished_at", sa.Float),
         sa.Column("beats", sa.Integer, nullable=False),
+        sa.Column("used_s", sa.Float, nullable=False),
         sa.Column("failure", sa.JSON),
         sa.Column("closed", sa.Boolean, nullable=False),
         sa.UniqueConstraint("job_id", "number", name="attempts_number"),
