@@ -327,7 +327,7 @@ class Queue:
 
     def _seen(self, job: Job) -> Job:
         wait = self.board.waits.get(job.id)
-        if job.state != JobState.QUEUED or job.cancel_requested or wait is None:
+        if job.state != JobState.QUEUED or wait is None:
             return job
         return replace(job, reason=wait.reason, place=wait.place)
 

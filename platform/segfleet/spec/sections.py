@@ -186,7 +186,8 @@ class QueueSpec(Section):
     priority: Annotated[int, Field(ge=0, le=100)] = Field(50, description="higher runs first")
     time_limit: Duration | None = Field(None, description="over all attempts, such as 90m or 48h; null: none")
     max_retries: Annotated[int, Field(ge=0, le=100)] = Field(
-        3, description="new attempts after losses to infrastructure; a user's errors are not retried"
+        3,
+        description="new attempts after losses to infrastructure without a new checkpoint between them",
     )
 
 
