@@ -112,10 +112,16 @@ class CompleteBody(Body):
     result: PlainData
 
 
-class Failure(Body):
-    """Why an attempt failed."""
+def _own_to_tell(failure: FailureClass) -> FailureClass:
+    if failure in (FailureClass.RESTART, FailureClass.TIME_LIMIT):
+        raise ValueError("only the service can tell that")
+    return failure
 
-    class_: FailureClass = Field(alias="class", strict=False)
+
+class Failure(Body):
+    """Why an attempt failed; what only the service can know (restart, time_limit) is refused."""
+
+    class_: Annotated[FailureClass, AfterValidator(_own_to_tell)] = Field(alias="class", strict=False)
     message: Text
 
 

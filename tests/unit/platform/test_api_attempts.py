@@ -76,6 +76,9 @@ def test_completion_is_heard_once_and_repeated(service: Any) -> None:
 
 def test_failure_carries_its_class(service: Any) -> None:
     job_id, attempt_id, bearer = service.running()
+    for uncounted in ("restart", "time_limit"):
+        body = {"failure": {"class": uncounted, "message": "m"}}
+        assert post(service, attempt_id, "fail", body, bearer).status_code == 422
     odd = post(service, attempt_id, "fail", {"failure": {"class": "bad luck", "message": "m"}}, bearer)
     assert odd.status_code == 422
     assert post(service, attempt_id, "fail", {"failure": {"class": "data", "message": "m"}}, bearer).status_code == 200
