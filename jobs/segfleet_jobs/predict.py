@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import mlflow
+import mlflow.pyfunc
 import numpy as np
 
 from segfleet.client import Client
@@ -29,7 +29,9 @@ def load_model(folder: Path) -> Any:
     # A registered model is a safetensors file and plain code that came from our own registry; pickle stays refused.
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     try:
-        return mlflow.pyfunc.load_model(str(folder))
+        # MLflow's advice to the model's author is of no use to somebody who wants a mask.
+        with warnings.catch_warnings(record=True):
+            return mlflow.pyfunc.load_model(str(folder))
     except Exception as error:
         raise ModelError(f"the model in {str(folder)!r} cannot be loaded: {error}") from error
 
@@ -77,8 +79,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print what was written as one JSON document")
     options = parser.parse_args(arguments)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # MLflow asks for type hints, for which the logged signature stands.
-    warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method", category=UserWarning)
     try:
         with tempfile.TemporaryDirectory(prefix="segfleet-predict-") as scratch:
             folder = Path(options.model)
