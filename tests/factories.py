@@ -29,9 +29,12 @@ RUNNING = Attempt(
     finished_at=None,
     beats=1,
     used_s=0.0,
+    workers=1,
+    stop_asked_at=None,
     failure=None,
     closed=False,
 )
+OPEN_STORES: list[Store] = []
 POSTGRES = os.environ.get("SEGFLEET_TEST_POSTGRES", "")
 
 
@@ -77,7 +80,15 @@ def make_settings(root: Path, **changes: Any) -> Settings:
 
 def make_queue(root: Path, clock: FakeClock | None = None, url: str | None = None) -> Queue:
     """A queue on a database under a folder."""
-    return Queue(Store(url or f"sqlite:///{root / 'segfleet.db'}"), clock or FakeClock(), root / "storage")
+    store = Store(url or f"sqlite:///{root / 'segfleet.db'}")
+    OPEN_STORES.append(store)
+    return Queue(store, clock or FakeClock(), root / "storage")
+
+
+def close_stores() -> None:
+    """Give back the connections of all queues that were made."""
+    while OPEN_STORES:
+        OPEN_STORES.pop().close()
 
 
 def fresh_database(kind: str, folder: Path) -> str:
@@ -86,7 +97,7 @@ def fresh_database(kind: str, folder: Path) -> str:
         return f"sqlite:///{folder / 'segfleet.db'}"
     engine = create_engine(POSTGRES)
     with engine.begin() as connection:
-        for table in ("idempotency", "events", "attempts", "jobs", "alembic_version"):
-            connection.execute(text(f"DROP TABLE IF EXISTS {table} CASCADE"))
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
     engine.dispose()
     return POSTGRES

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from segfleet.cluster.launcher import ClusterUnreachableError, RayJobStatus, RayState, SubmissionRefusedError
 from segfleet.errors import LaunchError
-from segfleet.queue.scheduler import Capacity
+from segfleet.queue.scheduling.values import Node
 
 
 @dataclass
@@ -112,9 +112,9 @@ class FakeLauncher:
         self._reach()
         return f"session_{self.life}"
 
-    def capacity(self) -> Capacity:
+    def nodes(self) -> tuple[Node, ...]:
         self._reach()
-        return Capacity(self.cpus, self.gpus, nodes=1)
+        return (Node(self.cpus, self.gpus),)
 
     def restart_head(self) -> None:
         """The head dies and comes back: it has forgotten every job."""

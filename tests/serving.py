@@ -87,7 +87,7 @@ class Service:
         """What the dispatcher does when it sends a job to the cluster; the attempt's id."""
         with self.queue.store.write() as tx:
             code_hash = hashlib.sha256(CODE.encode()).hexdigest()
-            return lifecycle.begin_attempt(tx, tx.job(job_id), code_hash, self.queue.clock()).id
+            return lifecycle.begin_attempt(tx, tx.job(job_id), 1, code_hash, self.queue.clock()).id
 
     def claim(self, attempt_id: str, code: str = CODE) -> Any:
         body = {"code": code, "instance": "0123456789abcdef"}

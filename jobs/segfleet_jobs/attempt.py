@@ -76,7 +76,7 @@ class AttemptClient:
         )
 
     def heartbeat(self, progress: Mapping[str, Any] | None) -> str:
-        """Say that the attempt lives; the answer is `continue` or `cancel`.
+        """Say that the attempt lives; the answer is `continue`, `preempt` or `cancel`.
 
         Raises:
             AttemptFencedError: this attempt must stop.
@@ -106,6 +106,10 @@ class AttemptClient:
         """End the attempt with a classified failure; any process of the attempt may call it."""
         self._post("fail", {"failure": {"class": failure_class, "message": message[:4000]}})
 
+    def yield_(self) -> None:
+        """End the attempt as it was asked to; the job goes on later from its checkpoint."""
+        self._post("yield", {})
+
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
@@ -114,13 +118,23 @@ class AttemptClient:
         return _call(self._http, "POST", verb, self.attempt_id, body, patience_s)
 
 
+@dataclass(frozen=True, slots=True)
+class Yielded:
+    """What an attempt ends with that was asked to stop: the step of its last checkpoint."""
+
+    step: int
+
+
 class Heart:
-    """A thread that beats while the attempt works and calls `on_end` once when the attempt must stop."""
+    """A thread that beats while the attempt works and calls `on_end` once when the attempt must stop.
+
+    To be asked to make room is no such end: the attempt goes on to its next checkpoint, and the heart with it.
+    """
 
     def __init__(self, client: AttemptClient, on_end: Callable[[str], None], interval_s: float = HEARTBEAT_S) -> None:
         self._client, self._on_end, self._interval_s = client, on_end, interval_s
         self._progress: dict[str, Any] | None = None
-        self._stop = threading.Event()
+        self._stop, self._asked_to_yield = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heart", daemon=True)
 
     def __enter__(self) -> Heart:
@@ -134,6 +148,11 @@ class Heart:
     def progress(self, progress: Mapping[str, Any]) -> None:
         """What the next beat tells; the latest wins."""
         self._progress = dict(progress)
+
+    @property
+    def must_yield(self) -> bool:
+        """Whether the attempt was asked to write a checkpoint and end."""
+        return self._asked_to_yield.is_set()
 
     def _beat(self) -> None:
         while not self._stop.is_set():
@@ -150,7 +169,9 @@ class Heart:
                 # Whatever a beat trips over, the next one must come: the lease hangs on it.
                 print(f"segfleet: a heartbeat failed: {error!r}", flush=True)
                 command = "continue"
-            if command != "continue" and not self._stop.is_set():
+            if command == "preempt":
+                self._asked_to_yield.set()
+            elif command != "continue" and not self._stop.is_set():
                 self._on_end(command)
                 return
             self._stop.wait(self._interval_s)

@@ -12,17 +12,18 @@ from typing import Any
 from segfleet.errors import AttemptFencedError, SegfleetError
 from segfleet.spec.kinds import JobSpec
 from segfleet.spec.resolve import resolve_spec
-from segfleet_jobs.attempt import AttemptClient, Grant, Heart, claim, exit_process
+from segfleet_jobs.attempt import AttemptClient, Grant, Heart, Yielded, claim, exit_process
 from segfleet_jobs.failure import classify
 
-Work = Callable[[Grant, JobSpec, AttemptClient, Heart], dict[str, Any]]
+Work = Callable[[Grant, JobSpec, AttemptClient, Heart], dict[str, Any] | Yielded]
 
 
 def run_attempt(work: Work) -> int:
     """Run one attempt of a job in this process, which the queue started.
 
     Args:
-        work: Does the job; its return value is the job's result, its exception the attempt's failure.
+        work: Does the job; its return value is the job's result or says that it made room, its exception the
+            attempt's failure.
 
     Returns:
         The process's exit code. The queue does not believe it: success is the completion call.
@@ -38,7 +39,11 @@ def run_attempt(work: Work) -> int:
         with Heart(client, exit_process) as heart:
             spec = resolve_spec(grant.spec)
             result = work(grant, spec, client, heart)
-            client.complete(result)
+            if isinstance(result, Yielded):
+                print(f"segfleet: makes room; the job goes on from step {result.step}", flush=True)
+                client.yield_()
+            else:
+                client.complete(result)
     except AttemptFencedError as error:
         print(f"segfleet: {error}", file=sys.stderr, flush=True)
         return 3

@@ -33,7 +33,7 @@ from segfleet.wire import DIGEST, IDEMPOTENCY_KEY, LOG_END, NEXT_OFFSET
 FOLLOW_PATIENCE_S = 120.0
 _TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 # Fields of a spec that hold a path; a relative one means the caller's folder, not the service's.
-_LOCATIONS = (("data", "shards"), ("model", "pretrained"), ("raw",), ("out",))
+_LOCATIONS = (("data", "shards"), ("model", "pretrained"), ("raw",), ("out",), ("base",))
 _MODEL_REF = re.compile(r"(?P<name>[^@/]+)(?:@(?P<alias>[^@/]+)|/(?P<version>[0-9]+))")
 
 
@@ -193,6 +193,42 @@ class Client:
         """
         return as_document(self._connection.post(path_of("jobs", job_id, "cancel"), {}))
 
+    def pause(self, job_id: str) -> Document:
+        """Take a job out of the line; a running one writes a checkpoint first, and goes on from it after `resume`.
+
+        Raises:
+            IllegalTransitionError: it has ended already.
+        """
+        return as_document(self._connection.post(path_of("jobs", job_id, "pause"), {}))
+
+    def resume(self, job_id: str) -> Document:
+        """Put a paused job back into the line, at the place of its age.
+
+        Raises:
+            IllegalTransitionError: it is not paused.
+        """
+        return as_document(self._connection.post(path_of("jobs", job_id, "resume"), {}, repeatable=False))
+
+    def set_priority(self, job_id: str, priority: int) -> Document:
+        """Change a job's priority, 0 to 100.
+
+        Raises:
+            IllegalTransitionError: it has ended already.
+        """
+        return as_document(self._connection.post(path_of("jobs", job_id, "priority"), {"priority": priority}))
+
+    def policies(self) -> list[Document]:
+        """The operator's rules: {"scope": cluster, project or user, "name", "rules"}."""
+        return self._listed("policies", self._connection.get("/policies"))
+
+    def set_policy(self, scope: str, name: str, rules: Mapping[str, Any]) -> Document:
+        """Replace all rules of the cluster, a project or a user; empty rules remove them.
+
+        Raises:
+            SpecError: unknown scope or rule, or a value out of range.
+        """
+        return as_document(self._connection.put(path_of("policies", scope, name), {"rules": dict(rules)}))
+
     def retry(self, job_id: str, *, from_start: bool = False) -> Document:
         """Queue a failed or cancelled job again, from its last checkpoint unless `from_start`.
 
@@ -255,10 +291,21 @@ def _readied(spec: Mapping[str, Any] | str | Path) -> Document:
                 break
             holder[parent] = holder = dict(inner)
         else:
-            value = holder.get(field)
-            if isinstance(value, str) and value.strip() and "://" not in value:
-                holder[field] = str(Path(value).expanduser().absolute())
+            _make_absolute(holder, field)
+    data = document.get("data")
+    if isinstance(data, Mapping) and isinstance(data.get("mix"), list):
+        mixed = [dict(part) if isinstance(part, Mapping) else part for part in data["mix"]]
+        for part in mixed:
+            if isinstance(part, dict):
+                _make_absolute(part, "shards")
+        document["data"] = {**data, "mix": mixed}
     return document
+
+
+def _make_absolute(holder: Document, field: str) -> None:
+    value = holder.get(field)
+    if isinstance(value, str) and value.strip() and "://" not in value:
+        holder[field] = str(Path(value).expanduser().absolute())
 
 
 def _version_path(name_ref: str) -> str:

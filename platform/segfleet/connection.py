@@ -103,6 +103,14 @@ class Connection:
             self.request("POST", path, body=body, headers=headers, repeatable=repeatable, patience_s=patience_s)
         )
 
+    def put(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Put a JSON document and return the answer.
+
+        Raises:
+            SegfleetError: as `get`.
+        """
+        return self._decoded(self.request("PUT", path, body=body))
+
     def request(
         self,
         method: str,

@@ -3,11 +3,13 @@
     SegfleetError
     |-- SpecError           a job spec is wrong; carries all problems at once
     |-- DataError           a dataset, shard, picture or mask is missing or damaged
+    |   `-- FileMissingError        a dataset's folder has no such file
     |-- QueueError
     |   |-- UnknownJobError
     |   |-- IllegalTransitionError
     |   |-- AttemptFencedError      this attempt has lost its right to write
     |   |-- IdempotencyConflictError
+    |   |-- QuotaExceededError      project or user have as many waiting jobs as they may
     |   `-- QueueUnavailableError   the database is locked, full or gone; worth another try
     |-- CheckpointError     a checkpoint is damaged or does not fit the model
     |-- ModelError          the registry has no such model, version or alias
@@ -73,6 +75,19 @@ class DataError(SegfleetError):
     code = "data"
 
 
+class FileMissingError(DataError):
+    """A dataset's folder has no such file."""
+
+    code = "file_missing"
+
+    def __init__(self, file: str, address: str) -> None:
+        super().__init__(file, address)
+        self.file, self.address = file, address
+
+    def __str__(self) -> str:
+        return f"{self.address} has no file {self.file!r}; check the address, restore it or prepare the dataset again"
+
+
 class QueueError(SegfleetError):
     """The queue refuses an operation."""
 
@@ -130,6 +145,22 @@ class IdempotencyConflictError(QueueError):
 
     def __str__(self) -> str:
         return f"key {self.key!r} already belongs to job {self.job_id} with another spec; use a new key"
+
+
+class QuotaExceededError(QueueError):
+    """A project or a user has as many waiting jobs as its quota allows."""
+
+    code = "quota_exceeded"
+
+    def __init__(self, who: str, waiting: str, allowed: str) -> None:
+        super().__init__(who, waiting, allowed)
+        self.who, self.waiting, self.allowed = who, waiting, allowed
+
+    def __str__(self) -> str:
+        return (
+            f"{self.who} has {self.waiting} waiting jobs, its quota is {self.allowed}; "
+            "wait for one to start, cancel one, or ask the operator ('segfleet quota show')"
+        )
 
 
 class QueueUnavailableError(QueueError):

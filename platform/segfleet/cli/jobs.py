@@ -1,8 +1,9 @@
-"""Verbs for jobs: check, submit, jobs, show, logs, cancel, retry, report."""
+"""Verbs for jobs: check, submit, jobs, show, logs, cancel, pause, resume, priority, retry, report."""
 
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,12 +32,20 @@ Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one value of the spec; repeatable.")
 ]
 
-_STATE_STYLES = {"running": "cyan", "starting": "cyan", "succeeded": "green", "failed": "red", "cancelled": "yellow"}
+_STATE_STYLES = {
+    "running": "cyan",
+    "starting": "cyan",
+    "succeeded": "green",
+    "failed": "red",
+    "cancelled": "yellow",
+    "preempting": "magenta",
+    "paused": "yellow",
+}
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the application."""
-    for verb in (check, submit, jobs, show, logs, cancel, retry, report):
+    for verb in (check, submit, jobs, show, logs, cancel, pause, resume, priority, retry, report):
         app.command()(verb)
 
 
@@ -167,6 +176,40 @@ def cancel(job_id: JobId, as_json: Json = False) -> None:
     _answer(job, as_json, "is cancelled" if job["state"] == "cancelled" else "is being cancelled")
 
 
+def pause(job_id: JobId, as_json: Json = False) -> None:
+    """Take a job out of the line; a running one writes a checkpoint first and keeps it.
+
+    Example: segfleet pause job-ab2c3d4e
+    """
+    with Client() as client:
+        job = client.pause(job_id)
+    _answer(job, as_json, "is paused" if job["state"] == "paused" else "pauses at its next checkpoint")
+
+
+def resume(job_id: JobId, as_json: Json = False) -> None:
+    """Put a paused job back into the line, at the place of its age.
+
+    Example: segfleet resume job-ab2c3d4e
+    """
+    with Client() as client:
+        job = client.resume(job_id)
+    _answer(job, as_json, "is queued again")
+
+
+def priority(
+    job_id: JobId,
+    value: Annotated[int, typer.Argument(metavar="N", min=0, max=100, help="0 to 100; higher runs first.")],
+    as_json: Json = False,
+) -> None:
+    """Change a job's priority.
+
+    Example: segfleet priority job-ab2c3d4e 80
+    """
+    with Client() as client:
+        job = client.set_priority(job_id, value)
+    _answer(job, as_json, f"has priority {job['priority']}")
+
+
 def retry(
     job_id: JobId,
     from_start: Annotated[bool, typer.Option("--from-start", help="Forget the checkpoint.")] = False,
@@ -228,7 +271,7 @@ def _job_cells(job: dict[str, Any]) -> list[Text]:
     progress = job["progress"] or {}
     step = f"{progress['step']}/{progress['num_steps']}" if "step" in progress else "-"
     miou = (job["result"] or {}).get("miou", progress.get("miou"))
-    place = f"place {job['place']}: " if job["place"] else ""
+    place = f"place {job['place']}{_start(job)}: " if job["place"] else ""
     cells = [job["id"], job["name"], job["kind"], job["state"], step, number(miou), ago(job["created_at"])]
     texts = [Text(clean(cell)) for cell in cells]
     texts[3].stylize(_STATE_STYLES.get(job["state"], ""))
@@ -238,7 +281,7 @@ def _job_cells(job: dict[str, Any]) -> list[Text]:
 
 def _print_job(job: dict[str, Any]) -> None:
     say(f"{job['id']} {job['name']} ({job['kind']}, project {job['project']}, priority {job['priority']})")
-    place = f", place {job['place']}" if job["place"] else ""
+    place = f", place {job['place']}{_start(job)}" if job["place"] else ""
     say(f"{job['state']}{place}{': ' + job['reason'] if job['reason'] else ''}")
     if job["started_at"] is not None:
         end = job["finished_at"]
@@ -251,6 +294,11 @@ def _print_job(job: dict[str, Any]) -> None:
     for attempt in job["attempts"]:
         why = f": {attempt['failure']['message']}" if attempt["failure"] else ""
         say(f"  {attempt['id']} {attempt['state']}{why}")
+
+
+def _start(job: dict[str, Any]) -> str:
+    """When a waiting job is expected to start, if anybody can tell."""
+    return f" in about {duration(job['starts_at'] - time.time())}" if job["starts_at"] is not None else ""
 
 
 def _print_outcome(job: dict[str, Any]) -> None:

@@ -6,12 +6,13 @@ import sys
 
 import typer
 
-from segfleet.cli import datasets, jobs, local, models
+from segfleet.cli import datasets, jobs, local, models, quotas
 from segfleet.cli.output import fail
 from segfleet.errors import (
     IdempotencyConflictError,
     IllegalTransitionError,
     ModelError,
+    QuotaExceededError,
     SegfleetError,
     SettingsError,
     UnknownJobError,
@@ -19,7 +20,14 @@ from segfleet.errors import (
 
 FAILED, WRONG_USE = 1, 2
 # What the user can only mend by another command line; everything else is a job, check or service that failed.
-_WRONG_USE = (SettingsError, UnknownJobError, ModelError, IllegalTransitionError, IdempotencyConflictError)
+_WRONG_USE = (
+    SettingsError,
+    UnknownJobError,
+    ModelError,
+    IllegalTransitionError,
+    IdempotencyConflictError,
+    QuotaExceededError,
+)
 
 app = typer.Typer(
     name="segfleet",
@@ -37,6 +45,7 @@ app = typer.Typer(
 for _group in (local, datasets, jobs):
     _group.register(app)
 app.add_typer(models.app, name="models")
+app.add_typer(quotas.app, name="quota")
 models.register(app)
 
 

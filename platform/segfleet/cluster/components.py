@@ -162,6 +162,9 @@ def _ray(home: Home, ports: Mapping[str, int]) -> Component:
     environment: dict[str, str | None] = {
         **dict.fromkeys(_FOREIGN),
         **_ray_authentication(home),
+        # Jobs keep their shard cache there. Keys of object stores they have as Ray has them, by inheritance alone: what
+        # is handed to Ray with a job, Ray shows to whoever asks.
+        "SEGFLEET_HOME": str(home.root),
         # Without it Ray replaces 127.0.0.1 by the machine's address and then listens on every interface.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -252,6 +255,6 @@ def _http_answers(url: str) -> bool:
 def _ray_answers(address: str, home: Home) -> bool:
     try:
         with contextlib.closing(Launcher(address, read_token(home.ray_token))) as launcher:
-            return launcher.capacity().nodes > 0
+            return launcher.nodes() != ()
     except LaunchError:
         return False

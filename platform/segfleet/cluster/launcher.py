@@ -17,7 +17,7 @@ import httpx
 
 from segfleet.errors import LaunchError
 from segfleet.queue.model import clean_text
-from segfleet.queue.scheduler import Capacity
+from segfleet.queue.scheduling.values import Node
 
 # The one table from a job's kind to the module that runs it.
 ENTRY_MODULES = {"train": "segfleet_jobs.train", "prepare": "segfleet_jobs.prepare"}
@@ -168,8 +168,8 @@ class Launcher:
         """
         return str(self._document(self._ask("GET", "/api/version")).get("session_name", ""))
 
-    def capacity(self) -> Capacity:
-        """Totals over the nodes that are alive.
+    def nodes(self) -> tuple[Node, ...]:
+        """CPUs and GPUs of each node that is alive.
 
         Raises:
             LaunchError: Ray failed, or cannot be reached (then ClusterUnreachableError).
@@ -181,11 +181,7 @@ class Launcher:
             totals = [node["resources_total"] for node in nodes]
         except (KeyError, TypeError) as error:
             raise LaunchError(f"Ray at {self._http.base_url} describes its nodes in an unknown way") from error
-        return Capacity(
-            cpus=int(sum(total.get("CPU", 0) for total in totals)),
-            gpus=int(sum(total.get("GPU", 0) for total in totals)),
-            nodes=len(nodes),
-        )
+        return tuple(Node(int(total.get("CPU", 0)), int(total.get("GPU", 0))) for total in totals)
 
     def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
         try:

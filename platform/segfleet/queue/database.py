@@ -86,8 +86,10 @@ def leadership(engine: Engine) -> Iterator[None]:
                 raise QueueUnavailableError(_TAKEN) from error
             yield
     else:
-        # The lock belongs to the connection, which therefore stays checked out.
+        # The lock belongs to the connection, which therefore stays checked out, and ends with it: detached, it is
+        # closed in earnest instead of going back to the pool with the lock.
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.detach()
             if not connection.scalar(select(func.pg_try_advisory_lock(_LEADER_KEY))):
                 raise QueueUnavailableError(_TAKEN)
             yield

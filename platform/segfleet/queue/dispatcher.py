@@ -15,18 +15,18 @@ from typing import Protocol
 
 from segfleet.cluster.launcher import ClusterUnreachableError, RayJobStatus, SubmissionRefusedError, entrypoint
 from segfleet.errors import LaunchError, QueueUnavailableError, SegfleetError
-from segfleet.queue import fencing, lifecycle, reconcile, scheduler
+from segfleet.queue import fencing, lifecycle, reconcile
 from segfleet.queue.leases import LeaseWatch
 from segfleet.queue.logcopy import LogCopies
 from segfleet.queue.model import Attempt, Job
+from segfleet.queue.planner import Planner
 from segfleet.queue.reconcile import Sight
-from segfleet.queue.scheduler import Capacity, Start, Wait
+from segfleet.queue.scheduling.values import Node, Policy, Preempt, Start, Wait
 from segfleet.queue.service import Board, Queue
-from segfleet.queue.states import FailureClass, JobState
+from segfleet.queue.states import AttemptState, FailureClass, JobState, StopFor
 from segfleet.settings import Settings
-from segfleet.spec.sections import duration_s
 
-CAPACITY_EVERY_S = 5.0
+NODES_EVERY_S = 5.0
 STOP_EVERY_S = 5.0
 COMPLAIN_EVERY_S = 60.0
 _MAX_RAY_MESSAGE = 2000
@@ -52,8 +52,8 @@ class ClusterDoor(Protocol):
     def session(self) -> str:
         """Name of the cluster's present life."""
 
-    def capacity(self) -> Capacity:
-        """Totals of the cluster."""
+    def nodes(self) -> tuple[Node, ...]:
+        """The cluster's machines."""
 
 
 @dataclass(slots=True)
@@ -91,10 +91,12 @@ class Dispatcher:
         self._ended_at: dict[str, float] = {}
         self._stop_pace = _Pace(STOP_EVERY_S, {})
         self._complaint_pace = _Pace(COMPLAIN_EVERY_S, {})
-        self._capacity_pace = _Pace(CAPACITY_EVERY_S, {})
+        self._nodes_pace = _Pace(NODES_EVERY_S, {})
+        self._planner = Planner(queue.store)
         self._session: str | None = None
-        self._capacity: Capacity | None = None
+        self._nodes: tuple[Node, ...] | None = None
         self._trouble = ""
+        self._policy = Policy()
 
     def run(self, stop: threading.Event) -> None:
         """Take turns until told to stop. A turn that fails is logged, and the next one tries again."""
@@ -124,17 +126,17 @@ class Dispatcher:
     def _look(self, now: float) -> None:
         try:
             session = self._launcher.session()
-            if session != self._session or self._capacity is None or self._capacity_pace.is_due("", now):
-                self._capacity = self._launcher.capacity()
+            if session != self._session or self._nodes is None or self._nodes_pace.is_due("", now):
+                self._nodes = self._launcher.nodes()
             self._session = session
-            self._trouble = "" if self._capacity.nodes else "the cluster has no node yet"
+            self._trouble = "" if self._nodes else "the cluster has no node yet"
         except LaunchError as error:
             self._lose_sight(error)
 
     def _lose_sight(self, error: LaunchError) -> None:
         if not self._trouble:
             logger.warning("dispatcher: %s", error)
-        self._session, self._capacity, self._trouble = None, None, str(error)
+        self._session, self._nodes, self._trouble = None, None, str(error)
 
     def _confine(self, error: Exception, who: str, now: float) -> None:
         """Keep trouble with one attempt or job from the others, unless database or cluster are not there at all."""
@@ -166,7 +168,15 @@ class Dispatcher:
         action: reconcile.Action
         if attempt.is_alive:
             over_time = self._over_time(job, now)
-            action = reconcile.decide_alive(job, attempt, sight, overdue=overdue, over_time=over_time)
+            asked_at, grace_s = attempt.stop_asked_at, self._policy.grace_s
+            action = reconcile.decide_alive(
+                job,
+                attempt,
+                sight,
+                overdue=overdue,
+                over_time=over_time,
+                out_of_grace=asked_at is not None and now - asked_at > grace_s,
+            )
         else:
             age_s = now - self._ended_at.setdefault(attempt.id, now)
             action = reconcile.decide_ended(attempt, sight, age_s)
@@ -185,12 +195,13 @@ class Dispatcher:
         return None if self._session is None else Sight(session, None, failed=True)
 
     def _over_time(self, job: Job, now: float) -> str:
-        limit = job.spec["queue"]["time_limit"]
-        if limit is None:
+        limit_s = job.time_limit_s
+        if limit_s is None:
             return ""
         with self._queue.store.read() as tx:
-            used_s = sum(attempt.used_at(now) for attempt in tx.budget_attempts(job))
-        return f"ran for {used_s:.0f} s, queue.time_limit is {limit}" if used_s > duration_s(limit) else ""
+            used_s = tx.used_s(job.id, job.budget_from, now)
+        limit = job.spec["queue"]["time_limit"]
+        return f"ran for {used_s:.0f} s, queue.time_limit is {limit}" if used_s > limit_s else ""
 
     def _apply(self, action: reconcile.Action, job: Job, attempt: Attempt, now: float) -> None:
         match action:
@@ -207,6 +218,8 @@ class Dispatcher:
                     self._launcher.stop(attempt.id)
             case reconcile.Cancelled():
                 self._end_cancelled(attempt, now)
+            case reconcile.Preempted():
+                self._end_preempted(attempt, now)
             case reconcile.Close(abandoned, without_log):
                 if self._has_whole_log(attempt, now, without_log):
                     self._close(attempt, abandoned, now)
@@ -230,6 +243,13 @@ class Dispatcher:
             if fresh is not None and fresh.is_alive:
                 lifecycle.end_cancelled(tx, job, fresh, now=now)
 
+    def _end_preempted(self, attempt: Attempt, now: float) -> None:
+        with self._queue.store.write() as tx:
+            job = tx.job(attempt.job_id)
+            fresh = tx.attempt(attempt.id)
+            if fresh is not None and fresh.is_alive and job.state == JobState.PREEMPTING:
+                lifecycle.end_preempted(tx, job, fresh, who=lifecycle.SERVICE, now=now)
+
     def _has_whole_log(self, attempt: Attempt, now: float, without: bool) -> bool:
         """Whether the log is copied to its end, or to where it will stay."""
         try:
@@ -251,30 +271,44 @@ class Dispatcher:
     # New attempts
 
     def _dispatch(self, now: float) -> None:
-        with self._queue.store.read() as tx:
-            candidates = tx.candidates()
-            active = [job.needs for job in tx.holding_jobs()]
-        capacity = None if self._trouble else self._capacity
-        decisions = scheduler.plan(candidates, capacity, active, now, self._trouble)
+        self._planner.resolve_dependencies(now)
+        nodes = None if self._trouble else self._nodes
+        decisions, self._policy = self._planner.decide(nodes, now, self._trouble)
         waits = {decision.job_id: decision for decision in decisions if isinstance(decision, Wait)}
-        self._queue.board = Board(capacity, self._trouble, waits)
+        self._queue.board = Board(nodes, self._trouble, waits)
         for decision in decisions:
-            if isinstance(decision, Start) and self._session is not None:
-                try:
-                    self._start(decision.job_id, now)
-                except Exception as error:
-                    # The answer may be lost, not necessarily the submission: the next turn looks it up.
-                    self._confine(error, decision.job_id, now)
+            if isinstance(decision, Wait) or self._session is None:
+                continue
+            try:
+                if isinstance(decision, Start):
+                    self._start(decision, now)
+                else:
+                    self._preempt(decision, now)
+            except Exception as error:
+                # The answer may be lost, not necessarily the submission: the next turn looks it up.
+                self._confine(error, decision.job_id, now)
 
-    def _start(self, job_id: str, now: float) -> None:
+    def _start(self, decision: Start, now: float) -> None:
         code = secrets.token_urlsafe(32)
         with self._queue.store.write() as tx:
-            job = tx.job(job_id)
+            job = tx.job(decision.job_id)
             if job.state != JobState.QUEUED:
                 return
-            attempt = lifecycle.begin_attempt(tx, job, fencing.digest(code), now)
+            attempt = lifecycle.begin_attempt(tx, job, decision.workers, fencing.digest(code), now)
         self._codes[attempt.id] = code
         self._post(job, attempt, now)
+
+    def _preempt(self, decision: Preempt, now: float) -> None:
+        with self._queue.store.write() as tx:
+            job = tx.job(decision.job_id)
+            attempts = tx.attempts_of(job.id)
+            # It may have ended, or have been cancelled or paused, since the decision.
+            if job.state != JobState.RUNNING or job.cancel_requested or attempts[-1].state != AttemptState.RUNNING:
+                return
+            lifecycle.ask_to_stop(
+                tx, job, attempts[-1], StopFor.ROOM, who=lifecycle.SERVICE, now=now, reason=decision.reason
+            )
+        logger.info("%s: %s", decision.job_id, decision.reason)
 
     def _post(self, job: Job, attempt: Attempt, now: float) -> None:
         if self._session is None:

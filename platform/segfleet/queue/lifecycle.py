@@ -10,16 +10,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from segfleet.queue import retry
-from segfleet.queue.model import Attempt, Document, Job, Needs, attempt_id, new_job_id
-from segfleet.queue.states import AttemptState, FailureClass, JobState, check_transition
+from segfleet.queue.model import Attempt, Document, Job, attempt_id, gang_of, new_job_id
+from segfleet.queue.states import AttemptState, FailureClass, JobState, StopFor, check_transition
 from segfleet.queue.store import Transaction
+from segfleet.spec.sections import duration_s
 
 SERVICE = "service"
+PAUSED = "paused; 'segfleet resume' puts it back"
 FRESH = "waits for the scheduler's next turn"
 
 
-def create(tx: Transaction, spec: Document, needs: Needs, owner: str, now: float) -> Job:
+def create(tx: Transaction, spec: Document, owner: str, now: float) -> Job:
     """Store a resolved spec as a queued job."""
+    gang, limit = gang_of(spec), spec["queue"]["time_limit"]
     job = tx.insert_job(
         {
             "id": new_job_id(),
@@ -30,8 +33,10 @@ def create(tx: Transaction, spec: Document, needs: Needs, owner: str, now: float
             "state": JobState.QUEUED,
             "reason": FRESH,
             "priority": spec["queue"]["priority"],
-            "cpus": needs.cpus,
-            "gpus": needs.gpus,
+            "workers": gang.workers,
+            "max_workers": gang.max_workers,
+            "cpus": gang.cpus,
+            "gpus": gang.gpus,
             "spec": spec,
             "created_at": now,
             "updated_at": now,
@@ -39,9 +44,14 @@ def create(tx: Transaction, spec: Document, needs: Needs, owner: str, now: float
             "fence": 0,
             "budget_from": 0,
             "cancel_requested": False,
+            "time_limit_s": None if limit is None else duration_s(limit),
+            "overtaken": 0,
             "version": 0,
         }
     )
+    for parent in spec["queue"]["after"]:
+        parent_id, _, condition = parent.partition(":")
+        tx.insert_dependency(job.id, parent_id, condition or "ok")
     note(tx, job, now=now, kind="submitted", who=owner)
     return job
 
@@ -98,13 +108,15 @@ def note(tx: Transaction, job: Job, *, now: float, kind: str, who: str, detail: 
     )
 
 
-def begin_attempt(tx: Transaction, job: Job, code_hash: str, now: float) -> Attempt:
+def begin_attempt(tx: Transaction, job: Job, workers: int, code_hash: str, now: float) -> Attempt:
     """Open the next attempt of a queued job, under the next fencing number.
 
     Args:
+        workers: How many it gets.
         code_hash: SHA-256 of the one-time code that the attempt will be sent.
     """
     number, fence = job.attempt + 1, job.fence + 1
+    tx.count_overtaking(job, now)
     move(
         tx,
         job,
@@ -116,6 +128,7 @@ def begin_attempt(tx: Transaction, job: Job, code_hash: str, now: float) -> Atte
         fence=fence,
         reason="sent to the cluster",
         not_before=None,
+        overtaken=0,
     )
     return tx.insert_attempt(
         {
@@ -128,6 +141,7 @@ def begin_attempt(tx: Transaction, job: Job, code_hash: str, now: float) -> Atte
             "created_at": now,
             "beats": 0,
             "used_s": 0.0,
+            "workers": workers,
             "closed": False,
         }
     )
@@ -137,7 +151,7 @@ def mark_running(tx: Transaction, job: Job, attempt: Attempt, digests: Mapping[s
     """The attempt has claimed its job: `digests` are those of its token and instance."""
     alive = {"state": AttemptState.RUNNING, "claimed_at": now, "heartbeat_at": now, "beats": attempt.beats + 1}
     tx.change_attempt(attempt.id, {**alive, **digests})
-    return move(
+    running = move(
         tx,
         job,
         JobState.RUNNING,
@@ -146,6 +160,64 @@ def mark_running(tx: Transaction, job: Job, attempt: Attempt, digests: Mapping[s
         who=attempt.id,
         started_at=job.started_at if job.started_at is not None else now,
         reason="",
+    )
+    if running.stop_for is not None:  # paused while it was starting
+        return ask_to_stop(tx, running, attempt, running.stop_for, who=SERVICE, now=now, reason="paused")
+    return running
+
+
+def ask_to_stop(
+    tx: Transaction, job: Job, attempt: Attempt, stop_for: StopFor, *, who: str, now: float, reason: str
+) -> Job:
+    """A running job is to write a checkpoint and end its attempt; the answer to its next heartbeat tells it."""
+    tx.change_attempt(attempt.id, {"stop_asked_at": now})
+    return move(
+        tx,
+        job,
+        JobState.PREEMPTING,
+        now=now,
+        kind="preempting",
+        who=who,
+        detail={"for": stop_for, "reason": reason},
+        stop_for=stop_for,
+        reason=reason,
+    )
+
+
+def end_preempted(tx: Transaction, job: Job, attempt: Attempt, *, who: str, now: float) -> Job:
+    """The attempt has ended because it was asked to: no failure, and the job keeps its age in the line."""
+    if job.cancel_requested:
+        return end_cancelled(tx, job, attempt, now=now)
+    tx.change_attempt(attempt.id, {"state": AttemptState.PREEMPTED, "finished_at": now})
+    is_pause = job.stop_for == StopFor.PAUSE
+    step = (job.checkpoint or {}).get("step")
+    return move(
+        tx,
+        job,
+        JobState.PAUSED if is_pause else JobState.QUEUED,
+        now=now,
+        kind="paused" if is_pause else "preempted",
+        who=who,
+        detail={"step": step},
+        stop_for=None,
+        reason=PAUSED if is_pause else f"{job.reason}; goes on from step {step or 0}",
+    )
+
+
+def skip(tx: Transaction, job: Job, message: str, now: float) -> Job:
+    """What the job was to follow has not ended as it should: it will never start."""
+    error = {"class": FailureClass.DEPENDENCY.value, "message": message, "attempt": None}
+    return move(
+        tx,
+        job,
+        JobState.FAILED,
+        now=now,
+        kind="failed",
+        who=SERVICE,
+        detail=error,
+        error=error,
+        finished_at=now,
+        reason=message,
     )
 
 
@@ -162,6 +234,7 @@ def succeed(tx: Transaction, job: Job, attempt: Attempt, result: Document, now: 
         result=result,
         error=None,
         finished_at=now,
+        stop_for=None,
         reason="completed",
     )
 
@@ -190,13 +263,14 @@ def end_failed(
         return move(
             tx,
             job,
-            JobState.QUEUED,
+            JobState.PAUSED if job.stop_for == StopFor.PAUSE and job.state == JobState.PREEMPTING else JobState.QUEUED,
             now=now,
             kind="retrying",
             who=who,
             detail=detail,
             error=error,
             not_before=now + decision.delay_s,
+            stop_for=None,
             reason=f"attempt {attempt.number} was lost: {message}" if lost else message,
         )
     detail = {**error, "decision": decision.reason}
@@ -210,6 +284,7 @@ def end_failed(
         detail=detail,
         error=error,
         finished_at=now,
+        stop_for=None,
         reason=f"{message} ({decision.reason})",
     )
 
@@ -247,5 +322,6 @@ def cancel(tx: Transaction, job: Job, *, who: str, now: float, detail: Document 
         cancel_requested=True,
         finished_at=now,
         not_before=None,
+        stop_for=None,
         reason="cancelled",
     )

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from segfleet.queue.states import ALIVE, AttemptState, JobState
+from segfleet.queue.scheduling.values import Gang
+from segfleet.queue.states import ALIVE, AttemptState, JobState, StopFor
 
 Document = dict[str, Any]
 
@@ -34,24 +35,12 @@ def clean_text(text: str) -> str:
     return text.replace("\0", "").encode("utf-8", errors="replace").decode()
 
 
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """What one attempt occupies while it runs."""
-
-    cpus: int
-    gpus: int
-
-    @classmethod
-    def of(cls, spec: Mapping[str, Any]) -> Needs:
-        """Needs of a resolved spec: all workers of a training job, one CPU for anything without workers."""
-        resources = spec.get("resources")
-        if not isinstance(resources, Mapping):
-            return cls(cpus=1, gpus=0)
-        workers = int(resources["workers"])
-        return cls(
-            cpus=workers * int(resources["cpus_per_worker"]),
-            gpus=workers * int(resources["gpus_per_worker"]),
-        )
+def gang_of(spec: Mapping[str, Any]) -> Gang:
+    """What a resolved spec asks of the cluster: its workers, or one CPU for a job without workers."""
+    resources = spec.get("resources")
+    if not isinstance(resources, Mapping):
+        return Gang(workers=1, cpus=1, gpus=0)
+    return Gang(int(resources["workers"]), int(resources["cpus_per_worker"]), int(resources["gpus_per_worker"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +51,7 @@ class Job:
         seq: Order of submission; the age that breaks ties of priority, whatever the clocks did.
         reason: Why it waits, or how it ended, for a person; never decides anything.
         place: Place in the line, from 1, while queued.
+        starts_at: Estimated start while queued; None: nobody can tell.
         spec: The resolved document.
         attempt: Number of the latest attempt, 0 before the first.
         fence: Fencing number of the latest attempt.
@@ -71,6 +61,9 @@ class Job:
         result: Document of the completion call.
         error: {"class", "message", "attempt"} of the last failed attempt, also while the job waits for its retry.
         not_before: Back-off after a lost attempt: not started earlier.
+        time_limit_s: Over all attempts of a budget; None: unlimited.
+        overtaken: Later jobs of its priority that started while it was the first of its project.
+        stop_for: Why its attempt is asked to stop; None: it is not.
         version: Counts the job's writes; every transition is a compare-and-set on it.
     """
 
@@ -83,7 +76,7 @@ class Job:
     state: JobState
     reason: str
     priority: int
-    needs: Needs
+    gang: Gang
     spec: Document
     created_at: float
     updated_at: float
@@ -98,8 +91,12 @@ class Job:
     result: Document | None
     error: Document | None
     not_before: float | None
+    time_limit_s: float | None
+    overtaken: int
+    stop_for: StopFor | None
     version: int
     place: int | None = None
+    starts_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +111,8 @@ class Attempt:
         heartbeat_at: Last sign of life, by the service's clock.
         beats: Count of signs of life; liveness is judged by its changes, not by clock times.
         used_s: Seconds it ran, summed up from heartbeat to heartbeat.
+        workers: How many it runs with.
+        stop_asked_at: When it was asked to make room or to pause.
         failure: {"class", "message"} if it failed or was lost.
         closed: Ray is done with it and its log is copied to the end.
     """
@@ -130,6 +129,8 @@ class Attempt:
     finished_at: float | None
     beats: int
     used_s: float
+    workers: int
+    stop_asked_at: float | None
     failure: Document | None
     closed: bool
 
@@ -150,8 +151,8 @@ class Event:
     """One line of a job's append-only history.
 
     Attributes:
-        kind: submitted, starting, running, checkpoint, retrying, cancel_requested, retry_requested, succeeded, failed,
-            cancelled, abandoned.
+        kind: submitted, starting, running, checkpoint, preempting, preempted, retrying, pause_requested, paused,
+            resumed, priority, cancel_requested, retry_requested, succeeded, failed, cancelled, abandoned.
         source: State before; None: the event changed no state.
         target: State after; None: the event changed no state.
         who: User, attempt id or `service`.
@@ -185,3 +186,18 @@ class Grant:
     spec: Document
     checkpoint: Document | None
     storage: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dependency:
+    """A job that waits for the end of another.
+
+    Attributes:
+        condition: `ok`, `failed` or `any`.
+        parent_state: Of the other, now.
+    """
+
+    job_id: str
+    parent_id: str
+    condition: str
+    parent_state: JobState

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 from segfleet.cluster.launcher import RayJobStatus
 from segfleet.queue.model import Attempt, Job
-from segfleet.queue.states import AttemptState, FailureClass
+from segfleet.queue.states import AttemptState, FailureClass, JobState
 
 # A driver that has delivered its result gets this long to leave by itself.
 LEAVE_S = 30.0
 # An ended attempt that Ray does not get rid of holds its resources for no longer than this.
 GIVE_UP_S = 120.0
+# Those that ended by their own report are on their way out.
+_LEAVING = (AttemptState.SUCCEEDED, AttemptState.FAILED, AttemptState.PREEMPTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,11 @@ class Cancelled:
 
 
 @dataclass(frozen=True, slots=True)
+class Preempted:
+    """It was asked to stop, and is gone."""
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """Nothing more will come of it: copy the end of its log and forget it.
 
@@ -93,10 +100,12 @@ class Leave:
     """All is well, or nothing can be known now."""
 
 
-Action = Submit | Adopt | Lose | Expire | Stop | Cancelled | Close | Leave
+Action = Submit | Adopt | Lose | Expire | Stop | Cancelled | Preempted | Close | Leave
 
 
-def decide_alive(job: Job, attempt: Attempt, sight: Sight | None, *, overdue: str, over_time: str) -> Action:
+def decide_alive(
+    job: Job, attempt: Attempt, sight: Sight | None, *, overdue: str, over_time: str, out_of_grace: bool
+) -> Action:
     """What to do about an attempt that may still write.
 
     Args:
@@ -105,9 +114,13 @@ def decide_alive(job: Job, attempt: Attempt, sight: Sight | None, *, overdue: st
         sight: What Ray says; None: Ray cannot be asked.
         overdue: Why its lease or start deadline is over; empty: it is not.
         over_time: How the job's time limit was used up; empty: it is not.
+        out_of_grace: It was asked to stop, and had its time to write a checkpoint.
     """
     unsent = attempt.state == AttemptState.STARTING and attempt.ray_session is None
     # An attempt that Ray may never have got waits for Ray, however long, instead of using up a retry.
+    is_preempting = job.state == JobState.PREEMPTING and not job.cancel_requested
+    if overdue and is_preempting:
+        return Preempted()
     if overdue and (job.cancel_requested or not unsent):
         if sight is not None and sight.restarted(attempt):
             return Lose(f"the cluster restarted: {overdue}", FailureClass.RESTART)
@@ -118,6 +131,10 @@ def decide_alive(job: Job, attempt: Attempt, sight: Sight | None, *, overdue: st
         return Leave()
     if job.cancel_requested:
         return _cancel(attempt, sight)
+    if is_preempting and sight.is_over and not sight.restarted(attempt):
+        return Preempted()
+    if is_preempting and out_of_grace:
+        return Stop()
     if sight.status is None:
         return _unknown_to_ray(attempt, sight)
     if sight.status.is_terminal:
@@ -138,7 +155,7 @@ def decide_ended(attempt: Attempt, sight: Sight | None, age_s: float) -> Action:
     given_up = age_s > GIVE_UP_S
     if sight.is_over or given_up:
         return Close(abandoned=not sight.is_over, without_log=given_up)
-    leaves_by_itself = attempt.state in (AttemptState.SUCCEEDED, AttemptState.FAILED) and age_s < LEAVE_S
+    leaves_by_itself = attempt.state in _LEAVING and age_s < LEAVE_S
     return Leave() if leaves_by_itself else Stop()
 
 

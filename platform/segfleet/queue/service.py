@@ -1,4 +1,4 @@
-"""The queue's verbs: what users ask of jobs, and what attempts ask with their tokens."""
+"""The queue's verbs: what users and operators ask of jobs."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from segfleet.errors import (
     IdempotencyConflictError,
     IllegalTransitionError,
     Problem,
-    QueueError,
+    QuotaExceededError,
     SpecError,
 )
 from segfleet.queue import fencing, lifecycle
 from segfleet.queue.clock import Clock
-from segfleet.queue.model import Attempt, Document, Event, Grant, Job, Needs, clean_text
-from segfleet.queue.scheduler import Capacity, Wait, never_fits
-from segfleet.queue.states import AttemptState, FailureClass, JobState, is_terminal
-from segfleet.queue.store import LostRaceError, Store
-
-MIN_INSTANCE_CHARS = 16
-MAX_MESSAGE_CHARS = 4000
+from segfleet.queue.desk import AttemptDesk
+from segfleet.queue.model import Attempt, Document, Event, Job, gang_of
+from segfleet.queue.policy import check_rules, policy_of
+from segfleet.queue.scheduling.admission import never_fits
+from segfleet.queue.scheduling.values import Gang, Node, Quota, Wait
+from segfleet.queue.states import JobState, StopFor, is_terminal
+from segfleet.queue.store import LostRaceError, Store, Transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +30,17 @@ class Board:
     """What the dispatcher's last turn saw; a view for people, rebuilt each turn and never stored.
 
     Attributes:
-        capacity: Totals of the cluster; None: not reachable, or not yet asked.
+        nodes: The cluster's machines; None: not reachable, or not yet asked.
         trouble: Why the cluster is not reachable; empty: it is.
         waits: Place and reason of each queued job.
     """
 
-    capacity: Capacity | None = None
+    nodes: tuple[Node, ...] | None = None
     trouble: str = ""
     waits: Mapping[str, Wait] = field(default_factory=dict)
 
 
-class Queue:
+class Queue(AttemptDesk):
     """All operations on jobs; safe to share between threads.
 
     Args:
@@ -51,21 +50,19 @@ class Queue:
     """
 
     def __init__(self, store: Store, clock: Clock, storage: Path) -> None:
-        self.store = store
-        self.clock = clock
+        super().__init__(store, clock, storage)
         self.board = Board()
-        self._storage = storage
 
     # What users ask
 
-    def check(self, needs: Needs) -> None:
+    def check(self, gang: Gang) -> None:
         """Refuse a job that the whole cluster could not hold; passes while the cluster's size is not known.
 
         Raises:
             SpecError: it needs more than there is.
         """
-        capacity = self.board.capacity
-        if capacity is not None and (excess := never_fits(needs, capacity)):
+        nodes = self.board.nodes
+        if nodes is not None and (excess := never_fits(gang, nodes)):
             hint = "lower resources.workers, resources.cpus_per_worker or resources.gpus_per_worker"
             raise SpecError([Problem("resources", excess, hint)])
 
@@ -82,7 +79,8 @@ class Queue:
 
         Raises:
             IdempotencyConflictError: the key belongs to a job with another spec.
-            SpecError: the job needs more than the whole cluster has.
+            SpecError: the job needs more than the whole cluster has, or follows a job that is not there.
+            QuotaExceededError: project or user have as many waiting jobs as they may.
         """
         digest = fencing.digest(json.dumps(spec, sort_keys=True))
         try:
@@ -98,9 +96,10 @@ class Queue:
                 if known_digest != digest:
                     raise IdempotencyConflictError(key, job_id)
                 return self._seen(tx.job(job_id)), True
-            needs = Needs.of(spec)
-            self.check(needs)
-            job = lifecycle.create(tx, spec, needs, owner, self.clock())
+            self.check(gang_of(spec))
+            _check_parents(tx, spec)
+            _check_quota(tx, spec["queue"]["project"], owner)
+            job = lifecycle.create(tx, spec, owner, self.clock())
             if key is not None:
                 tx.insert_key(owner, key, job.id, digest)
             return self._seen(job), False
@@ -157,10 +156,73 @@ class Queue:
                 return job
             if is_terminal(job.state):
                 raise IllegalTransitionError(job_id, job.state, "cancel", "it has already ended")
-            if job.state == JobState.QUEUED and all(attempt.closed for attempt in tx.attempts_of(job_id)):
+            is_idle = job.state in (JobState.QUEUED, JobState.PAUSED)
+            if is_idle and all(attempt.closed for attempt in tx.attempts_of(job_id)):
                 return lifecycle.cancel(tx, job, who=who, now=now)
             lifecycle.note(tx, job, now=now, kind="cancel_requested", who=who)
             return tx.change_job(job, {"cancel_requested": True, "reason": "being cancelled", "updated_at": now})
+
+    def pause(self, job_id: str, who: str) -> Job:
+        """Take a job out of the line: at once while it waits, else after its next checkpoint, which it keeps.
+
+        Raises:
+            UnknownJobError: no such job.
+            IllegalTransitionError: it has ended, or is being cancelled.
+        """
+        with self.store.write() as tx:
+            job, now = tx.job(job_id), self.clock()
+            if job.state == JobState.PAUSED or job.stop_for == StopFor.PAUSE:
+                return job
+            if is_terminal(job.state) or job.cancel_requested:
+                raise IllegalTransitionError(job_id, job.state, "pause", "it has ended, or is being cancelled")
+            if job.state == JobState.QUEUED:
+                return lifecycle.move(
+                    tx, job, JobState.PAUSED, now=now, kind="paused", who=who, reason=lifecycle.PAUSED
+                )
+            attempt = tx.attempts_of(job_id)[-1]
+            if job.state == JobState.RUNNING:
+                return lifecycle.ask_to_stop(
+                    tx, job, attempt, StopFor.PAUSE, who=who, now=now, reason="pauses at its next checkpoint"
+                )
+            # Starting, or on its way out for another job already: it will end up paused instead of queued.
+            lifecycle.note(tx, job, now=now, kind="pause_requested", who=who)
+            return tx.change_job(job, {"stop_for": StopFor.PAUSE, "updated_at": now})
+
+    def resume(self, job_id: str, who: str) -> Job:
+        """Put a paused job back into the line, at the place of its age.
+
+        Raises:
+            UnknownJobError: no such job.
+            IllegalTransitionError: it is not paused.
+        """
+        with self.store.write() as tx:
+            job, now = tx.job(job_id), self.clock()
+            if job.state != JobState.PAUSED:
+                raise IllegalTransitionError(job_id, job.state, "resume", "only paused jobs can be resumed")
+            moved = lifecycle.move(
+                tx, job, JobState.QUEUED, now=now, kind="resumed", who=who, reason=lifecycle.FRESH, not_before=None
+            )
+            return self._seen(moved)
+
+    def set_priority(self, job_id: str, who: str, priority: int) -> Job:
+        """Change a job's priority; the next turn of the scheduler goes by it.
+
+        Args:
+            job_id: The job.
+            who: Who asks.
+            priority: 0 to 100.
+
+        Raises:
+            UnknownJobError: no such job.
+            IllegalTransitionError: it has ended.
+        """
+        with self.store.write() as tx:
+            job, now = tx.job(job_id), self.clock()
+            if is_terminal(job.state):
+                raise IllegalTransitionError(job_id, job.state, "change the priority of", "it has already ended")
+            detail = {"before": job.priority, "after": priority}
+            lifecycle.note(tx, job, now=now, kind="priority", who=who, detail=detail)
+            return self._seen(tx.change_job(job, {"priority": priority, "updated_at": now}))
 
     def retry(self, job_id: str, who: str, *, from_start: bool = False) -> Job:
         """Queue a failed or cancelled job again, with a fresh budget of retries and time.
@@ -198,130 +260,23 @@ class Queue:
             )
             return self._seen(moved)
 
-    # What attempts ask
+    # What operators ask
 
-    def claim(self, attempt_id: str, code: str, instance: str) -> Grant:
-        """Trade an attempt's one-time code for its token.
-
-        Only digests are stored, so the token is derived from code and instance: the same instance may ask again after
-        a lost answer and gets the same token; nobody else gets any.
-
-        Args:
-            attempt_id: The attempt.
-            code: From the attempt's environment.
-            instance: Random text that the driver process makes up and keeps to itself, at least 16 characters.
-
-        Raises:
-            AttemptFencedError: wrong code, traded by another instance, or the attempt is over or being cancelled.
-            QueueError: the instance is too short to be a secret.
-        """
-        if len(instance) < MIN_INSTANCE_CHARS:
-            raise QueueError(f"instance needs at least {MIN_INSTANCE_CHARS} random characters")
-        with self.store.write() as tx:
-            job, attempt, token = fencing.trade_code(tx, attempt_id, code, instance)
-            if attempt.state == AttemptState.STARTING:
-                job = lifecycle.mark_running(tx, job, attempt, fencing.digests(token, instance), self.clock())
-            return Grant(
-                job_id=job.id,
-                attempt_id=attempt_id,
-                token=token,
-                fence=attempt.fence,
-                spec=job.spec,
-                checkpoint=job.checkpoint,
-                storage=str(self._storage / job.id),
-            )
-
-    def heartbeat(self, attempt_id: str, token: str, progress: Document | None = None) -> Literal["continue", "cancel"]:
-        """A sign of life with news of the progress document, answered with what to do.
-
-        Raises:
-            AttemptFencedError: the attempt has lost its right to write: it must stop.
-        """
-        with self.store.write() as tx:
-            job, attempt = fencing.fenced(tx, attempt_id, token)
-            now = self.clock()
-            sign = {"heartbeat_at": now, "beats": attempt.beats + 1, "used_s": attempt.used_at(now)}
-            tx.change_attempt(attempt.id, sign)
-            if progress is not None:
-                tx.change_job(job, {"progress": {**(job.progress or {}), **progress}, "updated_at": now})
-            return "cancel" if job.cancel_requested else "continue"
-
-    def set_checkpoint(self, attempt_id: str, token: str, checkpoint: Document) -> Job:
-        """Point the job at a checkpoint that is complete and durable.
-
-        Within one attempt the step only rises; an equal document is accepted again. A later attempt may begin below
-        the last step, when it had to fall back to an older checkpoint.
-
-        Args:
-            attempt_id: The attempt.
-            token: Its token.
-            checkpoint: {"path", "step", "sha256", "bytes"} and optionally "metric".
-
-        Raises:
-            AttemptFencedError: the attempt has lost its right to write.
-            QueueError: the step is not above the one this attempt has already set.
-        """
-        with self.store.write() as tx:
-            job, attempt = fencing.fenced(tx, attempt_id, token)
-            document = {**checkpoint, "attempt": attempt.id}
-            last = job.checkpoint
-            if document == last:
-                return job
-            if last is not None and last["attempt"] == attempt.id and checkpoint["step"] <= last["step"]:
-                raise QueueError(
-                    f"checkpoint of step {checkpoint['step']} comes after that of step {last['step']} of {attempt.id}"
-                )
-            now = self.clock()
-            lifecycle.note(tx, job, now=now, kind="checkpoint", who=attempt.id, detail=document)
-            return tx.change_job(job, {"checkpoint": document, "updated_at": now})
-
-    def complete(self, attempt_id: str, token: str, result: Document) -> Job:
-        """Deliver the job's result: the only way to succeed. Asked again after a lost answer, it says the same.
-
-        Raises:
-            AttemptFencedError: the attempt has lost its right to write.
-        """
-        with self.store.write() as tx:
-            job, attempt = fencing.fenced(tx, attempt_id, token, replay=AttemptState.SUCCEEDED)
-            if attempt.state == AttemptState.SUCCEEDED:
-                return job
-            return lifecycle.succeed(tx, job, attempt, result, self.clock())
-
-    def fail(self, attempt_id: str, token: str, failure: Mapping[str, str]) -> Job:
-        """Report that the attempt cannot go on; the retry policy decides what follows.
-
-        While the job is being cancelled, the report only ends the attempt's lease: `cancelled` waits until Ray
-        confirms that no process is left.
-
-        Args:
-            attempt_id: The attempt.
-            token: Its token.
-            failure: {"class": one of `FailureClass`, "message": str}.
-
-        Raises:
-            AttemptFencedError: the attempt has lost its right to write.
-            QueueError: no such class of failure.
-        """
-        kind, message = _failure(failure)
-        with self.store.write() as tx:
-            job, attempt = fencing.fenced(tx, attempt_id, token, replay=AttemptState.FAILED)
-            if attempt.state == AttemptState.FAILED or job.cancel_requested:
-                return job
-            return self._seen(lifecycle.end_failed(tx, job, attempt, kind, message, now=self.clock(), lost=False))
-
-    def authorize(self, attempt_id: str, token: str) -> Job:
-        """The job of an attempt that may write now; for effects outside this database, such as the registry's.
-
-        Raises:
-            AttemptFencedError: the attempt has lost its right to write.
-        """
+    def policies(self) -> tuple[Document, ...]:
+        """All rules that are set: {"scope", "name", "rules"}."""
         with self.store.read() as tx:
-            return fencing.fenced(tx, attempt_id, token)[0]
+            return tuple({"scope": scope, "name": name, "rules": rules} for scope, name, rules in tx.policies())
 
-    def is_token(self, attempt_id: str, token: str) -> bool:
-        """Whether the token is the attempt's own, whatever has become of the attempt since."""
-        with self.store.read() as tx:
-            return fencing.is_token(tx, attempt_id, token)
+    def set_policy(self, scope: str, name: str, rules: Document) -> Document:
+        """Replace the rules of the cluster, a project or a user; empty rules remove them. See `policy`.
+
+        Raises:
+            SpecError: unknown scope or rule, or a value out of range.
+        """
+        checked = check_rules(scope, name, rules)
+        with self.store.write() as tx:
+            tx.set_policy(scope, name, checked)
+        return {"scope": scope, "name": name, "rules": checked}
 
     # Inside
 
@@ -329,12 +284,28 @@ class Queue:
         wait = self.board.waits.get(job.id)
         if job.state != JobState.QUEUED or wait is None:
             return job
-        return replace(job, reason=wait.reason, place=wait.place)
+        return replace(job, reason=wait.reason, place=wait.place, starts_at=wait.starts_at)
 
 
-def _failure(document: Mapping[str, str]) -> tuple[FailureClass, str]:
-    try:
-        return FailureClass(document["class"]), clean_text(str(document["message"]))[:MAX_MESSAGE_CHARS]
-    except (KeyError, ValueError) as error:
-        known = ", ".join(FailureClass)
-        raise QueueError(f"a failure needs 'message' and a 'class' among {known}: got {dict(document)!r}") from error
+def _check_parents(tx: Transaction, spec: Document) -> None:
+    parents = [parent.partition(":")[0] for parent in spec["queue"]["after"]]
+    known = tx.known_jobs(parents)
+    problems = [
+        Problem(f"queue.after[{i}]", f"there is no job {parent!r}")
+        for i, parent in enumerate(parents)
+        if parent not in known
+    ]
+    if len(set(parents)) < len(parents):
+        problems.append(Problem("queue.after", "a job is named twice"))
+    if problems:
+        raise SpecError(problems)
+
+
+def _check_quota(tx: Transaction, project: str, owner: str) -> None:
+    policy, _ = policy_of(tx.policies())
+    for kind, name, quota, waiting in (
+        ("project", project, policy.projects.get(project, Quota()), tx.count_waiting(project=project)),
+        ("user", owner, policy.users.get(owner, Quota()), tx.count_waiting(owner=owner)),
+    ):
+        if quota.max_queued is not None and waiting >= quota.max_queued:
+            raise QuotaExceededError(f"{kind} {name!r}", str(waiting), str(quota.max_queued))

@@ -11,12 +11,15 @@ class JobState(StrEnum):
     """Where a job is; why it is there stands in the job's `reason` and `error`.
 
     queued -> starting -> running -> succeeded | failed | cancelled. A lost attempt leads from starting or running back
-    to queued. `succeeded` is left by nothing; `failed` and `cancelled` only by a person's retry.
+    to queued. A running job that makes room or is to pause is `preempting` until its checkpoint is written, then
+    queued or paused. `succeeded` is left by nothing; `failed` and `cancelled` only by a person's retry.
     """
 
     QUEUED = "queued"
     STARTING = "starting"
     RUNNING = "running"
+    PREEMPTING = "preempting"
+    PAUSED = "paused"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -30,7 +33,15 @@ class AttemptState(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     LOST = "lost"
+    PREEMPTED = "preempted"
     CANCELLED = "cancelled"
+
+
+class StopFor(StrEnum):
+    """Why a job that runs well is asked to stop: to make room for another, or because a person paused it."""
+
+    ROOM = "room"
+    PAUSE = "pause"
 
 
 class FailureClass(StrEnum):
@@ -44,18 +55,25 @@ class FailureClass(StrEnum):
     RESTART = "restart"
     CANCELLED = "cancelled"
     TIME_LIMIT = "time_limit"
+    DEPENDENCY = "dependency"
 
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
-    JobState.QUEUED: frozenset({JobState.STARTING, JobState.CANCELLED}),
+    JobState.QUEUED: frozenset({JobState.STARTING, JobState.PAUSED, JobState.FAILED, JobState.CANCELLED}),
     JobState.STARTING: frozenset({JobState.RUNNING, JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}),
-    JobState.RUNNING: frozenset({JobState.SUCCEEDED, JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.RUNNING: frozenset(
+        {JobState.PREEMPTING, JobState.SUCCEEDED, JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}
+    ),
+    JobState.PREEMPTING: frozenset(
+        {JobState.SUCCEEDED, JobState.QUEUED, JobState.PAUSED, JobState.FAILED, JobState.CANCELLED}
+    ),
+    JobState.PAUSED: frozenset({JobState.QUEUED, JobState.CANCELLED}),
     JobState.SUCCEEDED: frozenset(),
     JobState.FAILED: frozenset({JobState.QUEUED}),
     JobState.CANCELLED: frozenset({JobState.QUEUED}),
 }
 TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
-HOLDING = frozenset({JobState.STARTING, JobState.RUNNING})
+HOLDING = frozenset({JobState.STARTING, JobState.RUNNING, JobState.PREEMPTING})
 ALIVE = frozenset({AttemptState.STARTING, AttemptState.RUNNING})
 
 

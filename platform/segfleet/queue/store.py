@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Select, func, insert, select, update
+from sqlalchemy import Connection, Engine, Row, Select, delete, func, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from segfleet.errors import QueueUnavailableError, UnknownJobError
 from segfleet.queue.database import WRITE, leadership, migrate, open_engine
-from segfleet.queue.model import Attempt, Document, Event, Job, Needs
-from segfleet.queue.scheduler import Candidate
-from segfleet.queue.states import HOLDING, AttemptState, JobState
-from segfleet.queue.tables import attempts, events, idempotency, jobs
+from segfleet.queue.model import Attempt, Dependency, Document, Event, Job
+from segfleet.queue.scheduling.values import Gang
+from segfleet.queue.states import HOLDING, AttemptState, JobState, StopFor
+from segfleet.queue.tables import attempts, dependencies, events, idempotency, jobs, policies
 
 
 class LostRaceError(QueueUnavailableError):
@@ -68,23 +68,95 @@ class Transaction:
             query = query.where(jobs.c.project == project)
         return [_job(row) for row in self._connection.execute(query)]
 
-    def candidates(self) -> list[Candidate]:
-        """All queued jobs that are not being cancelled, without the weight of their specs."""
+    def known_jobs(self, job_ids: Collection[str]) -> set[str]:
+        """Those of the ids that are jobs."""
+        return set(self._connection.scalars(select(jobs.c.id).where(jobs.c.id.in_(job_ids))))
+
+    def queued_jobs(self) -> list[Row[Any]]:
+        """All queued jobs that are not being cancelled: what the scheduler asks of them, without their specs."""
         c = jobs.c
+        columns = (c.id, c.seq, c.priority, c.project, c.owner, c.workers, c.max_workers, c.cpus, c.gpus, c.not_before)
         waiting = (c.state == JobState.QUEUED) & c.cancel_requested.is_(False)
-        query = select(c.id, c.seq, c.priority, c.cpus, c.gpus, c.not_before).where(waiting)
-        blocking = {attempt.job_id: attempt.id for attempt in self.open_attempts() if not attempt.is_alive}
-        return [
-            Candidate(
-                row.id, row.seq, row.priority, Needs(row.cpus, row.gpus), row.not_before, blocking.get(row.id, "")
-            )
-            for row in self._connection.execute(query)
-        ]
+        query = select(*columns, c.overtaken, c.budget_from, c.attempt, c.time_limit_s).where(waiting)
+        return list(self._connection.execute(query))
 
     def count_jobs(self) -> dict[JobState, int]:
         """Number of jobs in each state that has any."""
         query = select(jobs.c.state, func.count()).group_by(jobs.c.state)
         return {JobState(state): count for state, count in self._connection.execute(query)}
+
+    def count_waiting(self, *, project: str | None = None, owner: str | None = None) -> int:
+        """Number of jobs of a project or a user that wait to run."""
+        query = select(func.count()).where(jobs.c.state.in_((JobState.QUEUED, JobState.PAUSED)))
+        for column, value in ((jobs.c.project, project), (jobs.c.owner, owner)):
+            if value is not None:
+                query = query.where(column == value)
+        return int(self._connection.scalar(query) or 0)
+
+    def count_overtaking(self, job: Job, now: float) -> None:
+        """Note that this job goes before the first of each project's that could have run now.
+
+        Only the first: behind it, a job waits for its own project's turn, and counting that would turn a long queue
+        into one of age alone.
+        """
+        c = jobs.c
+        free = (c.state == JobState.QUEUED) & c.cancel_requested.is_(False) & (c.priority == job.priority)
+        ready = c.not_before.is_(None) | (c.not_before <= now)
+        held = select(dependencies.c.job_id).where(dependencies.c.is_met.is_(False))
+        firsts = select(func.min(c.seq)).where(free & ready & c.id.not_in(held)).group_by(c.project)
+        overtaken = list(self._connection.scalars(firsts))
+        self._connection.execute(
+            update(jobs).where(c.seq.in_(overtaken) & (c.seq < job.seq)).values(overtaken=c.overtaken + 1)
+        )
+
+    def insert_dependency(self, job_id: str, parent_id: str, condition: str) -> None:
+        """Let a job wait for another."""
+        self._connection.execute(
+            insert(dependencies).values(job_id=job_id, parent_id=parent_id, condition=condition, is_met=False)
+        )
+
+    def open_dependencies(self) -> list[Dependency]:
+        """What queued jobs wait for."""
+        d, parent, child = dependencies.c, jobs.alias("parent"), jobs.alias("child")
+        query = (
+            select(d.job_id, d.parent_id, d.condition, parent.c.state)
+            .join(parent, parent.c.id == d.parent_id)
+            .join(child, child.c.id == d.job_id)
+            .where(d.is_met.is_(False) & child.c.state.in_((JobState.QUEUED, JobState.PAUSED)))
+            .order_by(d.job_id, d.parent_id)
+        )
+        return [
+            Dependency(row.job_id, row.parent_id, row.condition, JobState(row.state))
+            for row in self._connection.execute(query)
+        ]
+
+    def meet_dependency(self, job_id: str, parent_id: str) -> None:
+        """The job need not wait for that one any longer."""
+        d = dependencies.c
+        same = (d.job_id == job_id) & (d.parent_id == parent_id)
+        self._connection.execute(update(dependencies).where(same).values(is_met=True))
+
+    def policies(self) -> list[tuple[str, str, Document]]:
+        """(scope, name, rules) of all that the operator has set."""
+        query = select(policies).order_by(policies.c.scope, policies.c.name)
+        return [(row.scope, row.name, row.rules) for row in self._connection.execute(query)]
+
+    def set_policy(self, scope: str, name: str, rules: Document) -> None:
+        """Replace the rules of a project, a user or the cluster; empty rules remove them."""
+        p = policies.c
+        self._connection.execute(delete(policies).where((p.scope == scope) & (p.name == name)))
+        if rules:
+            self._connection.execute(insert(policies).values(scope=scope, name=name, rules=rules))
+
+    def ended_use(self, since: float) -> list[Row[Any]]:
+        """Project, resources and times of the attempts that have ended since then."""
+        j, a = jobs.c, attempts.c
+        query = (
+            select(j.project, a.workers, j.cpus, j.gpus, a.created_at, a.finished_at)
+            .join(attempts, a.job_id == j.id)
+            .where(a.finished_at > since)
+        )
+        return list(self._connection.execute(query))
 
     def change_job(self, job: Job, changes: Document) -> Job:
         """Write changed fields, if the job is still as it was read.
@@ -140,6 +212,10 @@ class Transaction:
         """The attempts since the job's budget began, oldest first."""
         return [attempt for attempt in self.attempts_of(job.id) if attempt.number > job.budget_from]
 
+    def used_s(self, job_id: str, budget_from: int, now: float) -> float:
+        """Seconds that the attempts after number `budget_from` have run until now."""
+        return sum(attempt.used_at(now) for attempt in self.attempts_of(job_id) if attempt.number > budget_from)
+
     def checkpoints_of(self, job_id: str) -> list[tuple[int, int]]:
         """(attempt number, step) of every checkpoint in the job's history, oldest first."""
         c = events.c
@@ -190,7 +266,11 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self._engine: Engine = open_engine(url)
-        migrate(self._engine)
+        try:
+            migrate(self._engine)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Let go of all connections."""
@@ -237,8 +317,10 @@ class Store:
 
 def _job(row: Row[Any]) -> Job:
     fields = dict(row._mapping)
-    needs = Needs(fields.pop("cpus"), fields.pop("gpus"))
-    return Job(**{**fields, "state": JobState(row.state), "needs": needs})
+    most = fields.pop("max_workers")
+    gang = Gang(fields.pop("workers"), fields.pop("cpus"), fields.pop("gpus"), most)
+    stop_for = None if row.stop_for is None else StopFor(row.stop_for)
+    return Job(**{**fields, "state": JobState(row.state), "gang": gang, "stop_for": stop_for})
 
 
 def _attempt(row: Row[Any]) -> Attempt:

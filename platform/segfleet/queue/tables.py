@@ -34,6 +34,8 @@ jobs = Table(
     Column("state", String(16), nullable=False),
     Column("reason", Text, nullable=False),
     Column("priority", Integer, nullable=False),
+    Column("workers", Integer, nullable=False),
+    Column("max_workers", Integer, nullable=False),
     Column("cpus", Integer, nullable=False),
     Column("gpus", Integer, nullable=False),
     Column("spec", JSON, nullable=False),
@@ -50,6 +52,9 @@ jobs = Table(
     Column("result", JSON(none_as_null=True)),
     Column("error", JSON(none_as_null=True)),
     Column("not_before", Float),
+    Column("time_limit_s", Float),
+    Column("overtaken", Integer, nullable=False),
+    Column("stop_for", String(16)),
     Column("version", Integer, nullable=False),
     Index("jobs_line", "state", "priority", "seq"),
 )
@@ -72,11 +77,14 @@ attempts = Table(
     Column("finished_at", Float),
     Column("beats", Integer, nullable=False),
     Column("used_s", Float, nullable=False),
+    Column("workers", Integer, nullable=False),
+    Column("stop_asked_at", Float),
     Column("failure", JSON(none_as_null=True)),
     Column("closed", Boolean, nullable=False),
     UniqueConstraint("job_id", "number", name="attempts_number"),
     UniqueConstraint("job_id", "fence", name="attempts_fence"),
     Index("attempts_open", "closed"),
+    Index("attempts_finished", "finished_at"),
 )
 
 events = Table(
@@ -101,4 +109,22 @@ idempotency = Table(
     Column("key", String(255), primary_key=True),
     Column("job_id", String(32), ForeignKey("jobs.id"), nullable=False),
     Column("spec_hash", String(64), nullable=False),
+)
+
+dependencies = Table(
+    "dependencies",
+    metadata,
+    Column("job_id", String(32), ForeignKey("jobs.id"), primary_key=True),
+    Column("parent_id", String(32), ForeignKey("jobs.id"), primary_key=True),
+    Column("condition", String(16), nullable=False),
+    Column("is_met", Boolean, nullable=False),
+    Index("dependencies_open", "is_met"),
+)
+
+policies = Table(
+    "policies",
+    metadata,
+    Column("scope", String(16), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("rules", JSON, nullable=False),
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 
-from segfleet.server import attempt_routes, job_routes, model_routes, problems
+from segfleet.server import attempt_routes, job_routes, model_routes, policy_routes, problems
 from segfleet.server.guard import Guard
 from segfleet.server.services import Services, ServicesArg
 from segfleet.wire import API
@@ -30,7 +30,7 @@ def create_app(services: Services, token: str) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
-    for router in (_status, job_routes.router, attempt_routes.router, model_routes.router):
+    for router in (_status, job_routes.router, attempt_routes.router, model_routes.router, policy_routes.router):
         app.include_router(router, prefix=API)
     app.add_api_route("/healthz", _healthz)
     app.add_middleware(Guard, token=token)
@@ -47,14 +47,17 @@ def _healthz() -> dict[str, str]:
 def status(services: ServicesArg) -> dict[str, Any]:
     """The queue in numbers, and whether the parts of the service answer."""
     board = services.queue.board
-    capacity = board.capacity
-    totals = None if capacity is None else {"cpus": capacity.cpus, "gpus": capacity.gpus, "nodes": capacity.nodes}
+    nodes = board.nodes
+    totals = None
+    if nodes is not None:
+        cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+        totals = {"cpus": cpus, "gpus": gpus, "nodes": len(nodes)}
     return {
         "version": version("segfleet"),
         "jobs": {str(state): count for state, count in services.queue.counts().items()},
         "dispatcher": {"ok": services.is_dispatching()},
         "ray": {
-            "ok": capacity is not None,
+            "ok": nodes is not None,
             "url": services.settings.ray_address,
             "trouble": board.trouble,
             "capacity": totals,

@@ -15,6 +15,7 @@ from segfleet.server.schemas import (
     CommandAnswer,
     CompleteBody,
     DoneAnswer,
+    EmptyBody,
     FailBody,
     GrantAnswer,
     HeartbeatBody,
@@ -68,6 +69,13 @@ def fail(caller: CallerArg, body: FailBody, services: ServicesArg) -> DoneAnswer
     """End the attempt badly."""
     failure = {"class": str(body.failure.class_), "message": body.failure.message}
     services.queue.fail(caller.attempt_id, caller.token, failure)
+    return DoneAnswer()
+
+
+@router.post("/yield")
+def yield_(caller: CallerArg, _body: EmptyBody, services: ServicesArg) -> DoneAnswer:
+    """End the attempt as it was asked to, after its last checkpoint."""
+    services.queue.yield_(caller.attempt_id, caller.token)
     return DoneAnswer()
 
 

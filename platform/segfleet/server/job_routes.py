@@ -1,4 +1,4 @@
-"""Routes of jobs: check, submit, look, cancel, retry, read logs."""
+"""Routes of jobs: check, submit, look, cancel, pause, resume, retry, read logs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Response
 
 from segfleet.errors import Problem, SpecError
-from segfleet.queue.model import Needs
+from segfleet.queue.model import gang_of
 from segfleet.queue.states import JobState, is_terminal
 from segfleet.server.inputs import require_inputs
 from segfleet.server.logs import read_logs
@@ -22,9 +22,11 @@ from segfleet.server.schemas import (
     JobAnswer,
     JobDetailAnswer,
     JobsAnswer,
+    PriorityBody,
     RetryBody,
     SpecBody,
     SubmittedAnswer,
+    needs_of,
 )
 from segfleet.server.services import OWNER, JobId, ServicesArg
 from segfleet.spec.document import MAX_BYTES
@@ -42,9 +44,9 @@ IdempotencyKey = Annotated[
 def check(body: SpecBody, services: ServicesArg) -> CheckAnswer:
     """Validate a spec, fill in its defaults and ask all that `submit` asks; nothing is stored."""
     spec = _resolved(body)
-    needs = Needs.of(spec)
-    services.queue.check(needs)
-    return CheckAnswer(spec=spec, needs={"cpus": needs.cpus, "gpus": needs.gpus})
+    gang = gang_of(spec)
+    services.queue.check(gang)
+    return CheckAnswer(spec=spec, needs=needs_of(gang))
 
 
 @router.post("/jobs", status_code=HTTPStatus.CREATED)
@@ -103,6 +105,24 @@ def logs(job_id: JobId, services: ServicesArg, offset: Annotated[int, Query(ge=0
 def cancel(job_id: JobId, _body: EmptyBody, services: ServicesArg) -> JobAnswer:
     """Ask for the job's end; it is cancelled once nothing of it runs any more."""
     return JobAnswer(**JobAnswer.fields_of(services.queue.cancel(job_id, OWNER)))
+
+
+@router.post("/jobs/{job_id}/pause")
+def pause(job_id: JobId, _body: EmptyBody, services: ServicesArg) -> JobAnswer:
+    """Take the job out of the line; a running one writes a checkpoint first."""
+    return JobAnswer(**JobAnswer.fields_of(services.queue.pause(job_id, OWNER)))
+
+
+@router.post("/jobs/{job_id}/resume")
+def resume(job_id: JobId, _body: EmptyBody, services: ServicesArg) -> JobAnswer:
+    """Put a paused job back into the line."""
+    return JobAnswer(**JobAnswer.fields_of(services.queue.resume(job_id, OWNER)))
+
+
+@router.post("/jobs/{job_id}/priority")
+def priority(job_id: JobId, body: PriorityBody, services: ServicesArg) -> JobAnswer:
+    """Change the job's priority."""
+    return JobAnswer(**JobAnswer.fields_of(services.queue.set_priority(job_id, OWNER, body.priority)))
 
 
 @router.post("/jobs/{job_id}/retry")

@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from segfleet.queue.desk import Command
 from segfleet.queue.model import Attempt, Event, Job
+from segfleet.queue.scheduling.values import Gang
 from segfleet.queue.states import FailureClass
 
 MAX_DEPTH = 32
@@ -67,6 +69,18 @@ class RetryBody(Body):
     from_start: bool = Field(False, description="forget the checkpoint")
 
 
+class PriorityBody(Body):
+    """A new priority."""
+
+    priority: Annotated[int, Field(ge=0, le=100)]
+
+
+class PolicyBody(Body):
+    """All rules of a project, a user or the cluster."""
+
+    rules: PlainData
+
+
 class EmptyBody(Body):
     """Nothing."""
 
@@ -113,13 +127,13 @@ class CompleteBody(Body):
 
 
 def _own_to_tell(failure: FailureClass) -> FailureClass:
-    if failure in (FailureClass.RESTART, FailureClass.TIME_LIMIT):
+    if failure in (FailureClass.RESTART, FailureClass.TIME_LIMIT, FailureClass.DEPENDENCY):
         raise ValueError("only the service can tell that")
     return failure
 
 
 class Failure(Body):
-    """Why an attempt failed; what only the service can know (restart, time_limit) is refused."""
+    """Why an attempt failed; what only the service can know (restart, time_limit, dependency) is refused."""
 
     class_: Annotated[FailureClass, AfterValidator(_own_to_tell)] = Field(alias="class", strict=False)
     message: Text
@@ -148,11 +162,12 @@ class JobAnswer(BaseModel):
     kind: str
     owner: str
     project: str
-    state: Literal["queued", "starting", "running", "succeeded", "failed", "cancelled"]
+    state: Literal["queued", "starting", "running", "preempting", "paused", "succeeded", "failed", "cancelled"]
     reason: str = Field(description="why it waits or how it ended")
     place: int | None = Field(description="in the line, from 1, while queued")
     priority: int
-    needs: dict[str, int] = Field(description="CPUs and GPUs of one attempt")
+    starts_at: float | None = Field(description="estimated start while queued; null: nobody can tell")
+    needs: dict[str, int] = Field(description="workers, CPUs and GPUs of one attempt")
     created_at: float
     updated_at: float
     started_at: float | None
@@ -167,8 +182,13 @@ class JobAnswer(BaseModel):
     @classmethod
     def fields_of(cls, job: Job) -> dict[str, Any]:
         """The answer's fields, read off a job."""
-        fields = {name: getattr(job, name) for name in JobAnswer.model_fields}
-        return {**fields, "state": str(job.state), "needs": {"cpus": job.needs.cpus, "gpus": job.needs.gpus}}
+        fields = {name: getattr(job, name) for name in JobAnswer.model_fields if name != "needs"}
+        return {**fields, "state": str(job.state), "needs": needs_of(job.gang)}
+
+
+def needs_of(gang: Gang) -> dict[str, int]:
+    """What a gang occupies with its fewest workers, in all."""
+    return {"workers": gang.workers, "cpus": gang.workers * gang.cpus, "gpus": gang.workers * gang.gpus}
 
 
 class AttemptAnswer(BaseModel):
@@ -208,6 +228,20 @@ class JobsAnswer(BaseModel):
     """Jobs, the newest first."""
 
     jobs: list[JobAnswer]
+
+
+class PolicyAnswer(BaseModel):
+    """The rules of a project, a user or the cluster."""
+
+    scope: str
+    name: str
+    rules: dict[str, Any]
+
+
+class PoliciesAnswer(BaseModel):
+    """All rules that are set."""
+
+    policies: list[PolicyAnswer]
 
 
 class EventAnswer(BaseModel):
@@ -255,7 +289,7 @@ class GrantAnswer(BaseModel):
 class CommandAnswer(BaseModel):
     """What an attempt is to do."""
 
-    command: Literal["continue", "cancel"]
+    command: Command
 
 
 class CheckpointAnswer(BaseModel):

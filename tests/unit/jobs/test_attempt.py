@@ -163,3 +163,18 @@ def test_the_heart_ends_when_fenced_and_goes_on_when_the_service_is_away() -> No
     with service(lambda *_: next(answers)) as url, Heart(client(url), on_end, interval_s=0.01):
         assert ended.wait(5)
     assert "another attempt holds the job" in reasons[0]
+
+
+def test_a_heart_asked_to_make_room_says_so_and_goes_on() -> None:
+    told = []
+
+    def answer(_: str, body: dict[str, object]) -> Answer:
+        told.append(body)
+        return 200, {"command": "preempt" if len(told) == 2 else "continue"}
+
+    ended = threading.Event()
+    with service(answer) as url, Heart(client(url), lambda _: ended.set(), interval_s=0.01) as heart:
+        before = heart.must_yield
+        while len(told) < 5:
+            assert not ended.wait(0.01)
+        assert (before, heart.must_yield) == (False, True)

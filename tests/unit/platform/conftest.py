@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from factories import POSTGRES, fresh_database
+from factories import POSTGRES, close_stores, fresh_database
 from segfleet.queue.store import Store
 from serving import AppTransport, Service, serving
 
@@ -22,8 +22,9 @@ def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=["sqlite", "postgres"] if POSTGRES else ["sqlite"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return fresh_database(request.param, tmp_path)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    yield fresh_database(request.param, tmp_path)
+    close_stores()
 
 
 @pytest.fixture

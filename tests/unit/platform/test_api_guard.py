@@ -41,7 +41,7 @@ def _flat(found: Any) -> list[Any]:
 
 Route = tuple[str, str]
 GUARDED = [(method, path) for method, path in routes() if path not in OPEN]
-WITH_BODY = [(method, path) for method, path in GUARDED if method == "POST"]
+WITH_BODY = [(method, path) for method, path in GUARDED if method in ("POST", "PUT")]
 ATTEMPTS = [(method, path) for method, path in GUARDED if "/attempts/" in path]
 
 
@@ -60,7 +60,7 @@ def statuses(service: Any, table: list[Route], headers: dict[str, Any], **more: 
 
 
 def filled(path: str) -> str:
-    values = {"job_id": "job-aaaaaaaa", "attempt_id": "job-aaaaaaaa-a1", "name": "seg", "ref": "1"}
+    values = {"job_id": "job-aaaaaaaa", "attempt_id": "job-aaaaaaaa-a1", "name": "seg", "ref": "1", "scope": "project"}
     return re.sub(r"{(\w+)}", lambda match: values[match[1]], path)
 
 

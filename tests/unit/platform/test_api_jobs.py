@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from segfleet.errors import QueueUnavailableError
-from segfleet.queue.scheduler import Capacity, Wait
+from segfleet.queue.scheduling.values import Node, Wait
 from segfleet.queue.service import Board
 from segfleet.server.logs import read_logs
 from serving import make_shards
@@ -28,7 +28,7 @@ def test_check_fills_in_the_defaults_and_stores_nothing(service: Any, tmp_path: 
     body = {"spec": train_spec(make_shards(tmp_path / "shards"), resources={"workers": 2, "cpus_per_worker": 3})}
     answer = service.http.post("/api/v1/check", json=body, headers=service.bearer)
     assert answer.status_code == 200
-    assert answer.json()["needs"] == {"cpus": 6, "gpus": 0}
+    assert answer.json()["needs"] == {"workers": 2, "cpus": 6, "gpus": 0}
     assert answer.json()["spec"]["optim"]["momentum"] == 0.9
     assert service.http.get(JOBS, headers=service.bearer).json() == {"jobs": []}
 
@@ -101,7 +101,7 @@ def test_odd_keys_are_refused(service: Any, key: Any) -> None:
 
 
 def test_a_job_larger_than_the_cluster_is_refused_with_the_numbers(service: Any, tmp_path: Path) -> None:
-    service.queue.board = Board(capacity=Capacity(cpus=2, gpus=0, nodes=1))
+    service.queue.board = Board(nodes=(Node(2, 0),))
     body = {"spec": train_spec(make_shards(tmp_path / "shards"), resources={"workers": 4})}
     for path in ("/api/v1/check", JOBS):
         answer = service.http.post(path, json=body, headers=service.bearer)
@@ -247,6 +247,6 @@ def test_status_shows_the_parts(service: Any) -> None:
     assert status["jobs"] == {"queued": 1}
     assert status["ray"]["ok"] is False
     assert status["dispatcher"] == {"ok": True}
-    service.queue.board = Board(capacity=Capacity(cpus=2, gpus=0, nodes=1))
+    service.queue.board = Board(nodes=(Node(2, 0),))
     status = service.http.get("/api/v1/status", headers=service.bearer).json()
     assert status["ray"]["capacity"] == {"cpus": 2, "gpus": 0, "nodes": 1}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from segfleet.cli import jobs, main, models
+from segfleet.cli import jobs, main, models, quotas
 from segfleet.cli.main import exit_code
 from segfleet.client import Client
 from segfleet.errors import (
@@ -53,7 +53,7 @@ def cli(transport: AppTransport, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     def make_client(**options: Any) -> Client:
         return Client(URL, API_TOKEN, transport=transport, **options)
 
-    for module in (jobs, models):
+    for module in (jobs, models, quotas):
         monkeypatch.setattr(module, "Client", make_client)
     return Cli(monkeypatch, capsys)
 
@@ -108,7 +108,7 @@ def test_a_wrong_command_line_is_wrong_use(arguments: list[str], offline: Cli) -
     assert "Usage:" in err
 
 
-VERBS = "up down status prepare verify inspect check submit jobs show logs cancel retry report predict"
+VERBS = "up down status download prepare verify inspect check submit jobs show logs cancel retry report predict"
 
 
 @pytest.mark.parametrize("verb", [*VERBS.split(), "models list", "models show", "models pull"])
@@ -213,13 +213,39 @@ def test_the_same_key_gives_the_same_job(cli: Cli, spec: str) -> None:
 
 
 def test_an_invalid_spec_reaches_no_queue(cli: Cli, spec: str) -> None:
-    code, out, _ = cli("submit", spec, "--set", "out=s3://bucket/x")
+    code, out, _ = cli("submit", spec, "--set", "out=ftp://host/x")
     assert (code, out) == (1, "")
     assert cli.json("jobs") == []
 
 
+def test_pause_resume_and_priority(cli: Cli, spec: str) -> None:
+    job_id = cli.json("submit", spec)["id"]
+    assert cli("pause", job_id)[1] == f"{job_id} is paused\n"
+    assert cli.json("resume", job_id)["state"] == "queued"
+    assert cli("priority", job_id, "70")[1] == f"{job_id} has priority 70\n"
+    code, _, err = cli("resume", job_id)
+    assert code == 2
+    assert "only paused jobs can be resumed" in err
+
+
+def test_quotas_are_set_shown_changed_and_removed(cli: Cli) -> None:
+    assert "no rules are set" in cli("quota", "show")[1]
+    cli("quota", "set", "project:vision", "workers=8", "weight=2")
+    assert cli.json("quota", "set", "project:vision", "max_workers=16", "weight=null")["rules"] == {
+        "workers": 8,
+        "max_workers": 16,
+    }
+    cli("quota", "set", "cluster", "preempt_for_priority=true", "grace=90s")
+    out = cli("quota", "show")[1]
+    assert "project:vision  workers=8, max_workers=16" in out
+    assert "preempt_for_priority=True, grace=90s" in out
+    code, _, err = cli("quota", "set", "project:vision", "wrokers=8")
+    assert code == 1
+    assert "wrokers" in err
+
+
 def test_an_unknown_job_is_wrong_use(cli: Cli) -> None:
-    for verb in ("show", "logs", "cancel", "retry"):
+    for verb in ("show", "logs", "cancel", "retry", "pause", "resume"):
         code, out, err = cli(verb, "job-aaaaaaaa")
         assert (code, out) == (2, "")
         assert "there is no job 'job-aaaaaaaa'" in err

@@ -18,6 +18,7 @@ from segfleet.errors import (
     IdempotencyConflictError,
     IllegalTransitionError,
     ModelError,
+    QuotaExceededError,
     ServiceError,
     SettingsError,
     SpecError,
@@ -41,7 +42,7 @@ def test_the_package_offers_the_client_without_paying_for_it() -> None:
 
 
 def test_the_verbs(client: Client, service: Service) -> None:
-    assert client.check(prepare_spec())["needs"] == {"cpus": 1, "gpus": 0}
+    assert client.check(prepare_spec())["needs"] == {"workers": 1, "cpus": 1, "gpus": 0}
     job = client.submit(prepare_spec())
     assert (job["state"], job["replayed"]) == ("queued", False)
     assert [listed["id"] for listed in client.jobs(state="queued", project="default")] == [job["id"]]
@@ -53,6 +54,22 @@ def test_the_verbs(client: Client, service: Service) -> None:
     assert client.models()[0]["name"] == "seg"
     assert client.model("seg")["versions"][0] == client.model("seg@best") == client.model("seg/1")
     assert client.status()["jobs"] == {"queued": 1}
+
+
+def test_pausing_priorities_and_rules(client: Client) -> None:
+    job = client.submit(prepare_spec())
+    assert client.pause(job["id"])["state"] == "paused"
+    assert client.resume(job["id"])["state"] == "queued"
+    assert client.set_priority(job["id"], 80)["priority"] == 80
+    with pytest.raises(IllegalTransitionError, match="resume"):
+        client.resume(job["id"])
+    rules = {"max_queued": 1, "weight": 2.0}
+    assert client.set_policy("project", "default", rules) == {"scope": "project", "name": "default", "rules": rules}
+    assert [policy["rules"] for policy in client.policies()] == [rules]
+    with pytest.raises(QuotaExceededError, match="project 'default' has 1 waiting jobs, its quota is 1"):
+        client.submit(prepare_spec())
+    with pytest.raises(SpecError, match="worker"):
+        client.set_policy("project", "default", {"worker": 1})
 
 
 def test_errors_arrive_as_what_they_were(client: Client) -> None:

@@ -11,11 +11,13 @@ from segfleet.errors import Problem, SegfleetError, SpecError
 EXAMPLES = [
     SpecError([Problem("optim.lr", "-1: too small", "use 0.1"), Problem("", "no name")], "job.yaml"),
     errors.DataError("shard 'a.tar' is cut; prepare it again"),
+    errors.FileMissingError("manifest.json", "s3://bucket/data"),
     errors.QueueError("full"),
     errors.UnknownJobError("job-abc"),
     errors.IllegalTransitionError("job-abc", "succeeded", "cancel", "it is over"),
     errors.AttemptFencedError("job-abc-a1", "a newer attempt runs"),
     errors.IdempotencyConflictError("key", "job-abc"),
+    errors.QuotaExceededError("project 'vision'", "10", "10"),
     errors.QueueUnavailableError("the database is locked; try again"),
     errors.CheckpointError("damaged"),
     errors.ModelError("no model 'x'"),

@@ -15,7 +15,7 @@ from segfleet.cluster.launcher import (
     entrypoint,
 )
 from segfleet.errors import LaunchError
-from segfleet.queue.scheduler import Capacity
+from segfleet.queue.scheduling.values import Node
 
 # Bodies as Ray 2.60 sends them, shortened.
 EXISTS = (
@@ -131,9 +131,9 @@ def test_stopping_and_reading_what_ray_does_not_know_does_nothing() -> None:
 
 
 def test_capacity_sums_living_nodes() -> None:
-    assert Ray(httpx.Response(200, json=NODES)).launcher.capacity() == Capacity(cpus=10, gpus=4, nodes=2)
+    assert Ray(httpx.Response(200, json=NODES)).launcher.nodes() == (Node(2, 0), Node(8, 4))
     with pytest.raises(LaunchError, match="unknown way"):
-        Ray(httpx.Response(200, json={"data": None})).launcher.capacity()
+        Ray(httpx.Response(200, json={"data": None})).launcher.nodes()
 
 
 def test_the_command_is_a_constant_and_its_interpreter_is_quoted() -> None:

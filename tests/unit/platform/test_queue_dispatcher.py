@@ -427,10 +427,10 @@ def test_a_job_that_cannot_be_started_stops_no_other(world: World, monkeypatch: 
     poison, other = world.submit(), world.submit()
     begin = lifecycle.begin_attempt
 
-    def begin_attempt(tx: Transaction, job: Job, code_hash: str, now: float) -> Attempt:
+    def begin_attempt(tx: Transaction, job: Job, workers: int, code_hash: str, now: float) -> Attempt:
         if job.id == poison.id:
             raise RuntimeError("a bug")
-        return begin(tx, job, code_hash, now)
+        return begin(tx, job, workers, code_hash, now)
 
     monkeypatch.setattr(lifecycle, "begin_attempt", begin_attempt)
     world.step()

@@ -49,6 +49,8 @@ class QueueMachine(RuleBasedStateMachine):
         self.patch.setattr(lifecycle, "new_job_id", lambda: next(ids))
         self.folder = Path(tempfile.mkdtemp(dir=MEMORY))
         self.world = World(self.folder, fresh_database(self.backend, self.folder))
+        rules = {"preempt_for_priority": True, "min_run": "1s", "grace": "10s"}
+        self.world.queue.set_policy("cluster", "cluster", rules)
         self.acknowledged: set[str] = set()
         self.keys: dict[str, tuple[str, int]] = {}
         self.drivers: dict[str, FakeJob] = {}
@@ -90,6 +92,30 @@ class QueueMachine(RuleBasedStateMachine):
             self.world.queue.retry(job_id, "ann", from_start=from_start)
         except IllegalTransitionError:
             assert before not in (JobState.FAILED, JobState.CANCELLED)
+
+    @rule(job_id=jobs)
+    def pause(self, job_id: str) -> None:
+        before = self.world.queue.get(job_id)
+        try:
+            self.world.queue.pause(job_id, "ann")
+        except IllegalTransitionError:
+            assert is_terminal(before.state) or before.cancel_requested
+
+    @rule(job_id=jobs)
+    def resume(self, job_id: str) -> None:
+        before = self.world.queue.get(job_id).state
+        try:
+            self.world.queue.resume(job_id, "ann")
+        except IllegalTransitionError:
+            assert before != JobState.PAUSED
+
+    @rule(job_id=jobs, priority=st.integers(48, 52))
+    def change_priority(self, job_id: str, priority: int) -> None:
+        before = self.world.queue.get(job_id).state
+        try:
+            self.world.queue.set_priority(job_id, "ann", priority)
+        except IllegalTransitionError:
+            assert is_terminal(before)
 
     # Time, the service and the cluster
 
@@ -173,6 +199,10 @@ class QueueMachine(RuleBasedStateMachine):
         self._write(grant, lambda: self.world.queue.fail(grant.attempt_id, grant.token, document))
 
     @rule(grant=grants)
+    def make_room(self, grant: Grant) -> None:
+        self._write(grant, lambda: self.world.queue.yield_(grant.attempt_id, grant.token))
+
+    @rule(grant=grants)
     def complete(self, grant: Grant) -> None:
         before = self.world.queue.get(grant.job_id).state
         if self._write(grant, lambda: self.world.queue.complete(grant.attempt_id, grant.token, {"by": grant.fence})):
@@ -195,7 +225,7 @@ class QueueMachine(RuleBasedStateMachine):
                 self._history_is_legal(job, events)
                 self._one_attempt_at_a_time_under_rising_fences(job, attempts)
                 self._budgets_hold(job, events)
-            assert sum(job.needs.cpus for job in tx.holding_jobs()) <= self.world.ray.cpus
+            assert sum(job.gang.workers * job.gang.cpus for job in tx.holding_jobs()) <= self.world.ray.cpus
 
     def _history_is_legal(self, job: Job, events: list[Event]) -> None:
         state = JobState.QUEUED
@@ -235,6 +265,9 @@ class QueueMachine(RuleBasedStateMachine):
             for _ in range(600):
                 if all(is_terminal(self.world.queue.get(job_id).state) for job_id in self.acknowledged):
                     return
+                for job_id in self.acknowledged:
+                    if self.world.queue.get(job_id).state == JobState.PAUSED:
+                        self.world.queue.resume(job_id, "ann")
                 self._well_behaved_drivers()
                 self._turn(6.0)
             raise AssertionError("jobs are stuck")
@@ -267,7 +300,8 @@ class QueueMachine(RuleBasedStateMachine):
         """An accepted write carries the latest fence of its job, and its attempt has not been given up."""
         attempts = self.world.queue.attempts(grant.job_id)
         assert attempts[-1].fence == grant.fence
-        assert attempts[-1].state in (AttemptState.RUNNING, AttemptState.SUCCEEDED, AttemptState.FAILED)
+        ended = (AttemptState.SUCCEEDED, AttemptState.FAILED, AttemptState.PREEMPTED)
+        assert attempts[-1].state in (AttemptState.RUNNING, *ended)
 
     def _well_behaved_drivers(self) -> None:
         for attempt_id, job in list(self.world.ray.jobs.items()):

@@ -17,8 +17,8 @@ from segfleet.errors import (
     UnknownJobError,
 )
 from segfleet.queue import fencing, lifecycle
-from segfleet.queue.model import ATTEMPT_ID, JOB_ID, Grant, Job, Needs
-from segfleet.queue.scheduler import Capacity, Wait
+from segfleet.queue.model import ATTEMPT_ID, JOB_ID, Grant, Job
+from segfleet.queue.scheduling.values import Gang, Node, Wait
 from segfleet.queue.service import Board, Queue
 from segfleet.queue.states import FailureClass, JobState
 
@@ -40,7 +40,7 @@ def queue(tmp_path: Path, clock: FakeClock, queue_url: str) -> Iterator[Queue]:
 def start(queue: Queue, job: Job, code: str = "code") -> str:
     """Open the job's next attempt as the dispatcher does."""
     with queue.store.write() as tx:
-        return lifecycle.begin_attempt(tx, tx.job(job.id), fencing.digest(code), queue.clock()).id
+        return lifecycle.begin_attempt(tx, tx.job(job.id), 1, fencing.digest(code), queue.clock()).id
 
 
 def run(queue: Queue, job: Job) -> Grant:
@@ -63,7 +63,7 @@ def test_a_submitted_job_is_stored_as_it_was_resolved(queue: Queue, clock: FakeC
     assert JOB_ID.fullmatch(job.id)
     assert queue.get(job.id) == job
     assert (job.spec, job.state, job.priority, job.project) == (document, JobState.QUEUED, 70, "vision")
-    assert (job.needs, job.created_at, job.owner) == (Needs(2, 0), clock.now, "ann")
+    assert (job.gang, job.created_at, job.owner) == (Gang(2, 1, 0), clock.now, "ann")
 
 
 def test_an_idempotency_key_gives_the_same_job_again(queue: Queue) -> None:
@@ -96,7 +96,7 @@ def test_many_posts_of_one_key_at_once_make_one_job(queue: Queue) -> None:
 
 def test_a_job_larger_than_the_cluster_is_refused_with_both_numbers(queue: Queue) -> None:
     queue.submit(train_document(workers=8), owner="ann")
-    queue.board = Board(capacity=Capacity(cpus=2, gpus=0, nodes=1))
+    queue.board = Board(nodes=(Node(2, 0),))
     with pytest.raises(SpecError, match="needs 8 CPUs, the cluster has 2 CPUs in all"):
         queue.submit(train_document(workers=8), owner="ann")
     assert len(queue.list()) == 1

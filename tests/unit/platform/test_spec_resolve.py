@@ -224,6 +224,14 @@ def test_what_is_no_plain_data_is_refused() -> None:
             "16 is smaller than one patch of 32",
         ),
         ({"train": {"precision": "fp16"}}, "train.precision", "fp16 needs a GPU | use bf16 or fp32"),
+        *(
+            (
+                {"data": {"shards": "/a", "mix": [{"shards": "/b"}]}, "train": {"last_batch": how}},
+                "train.last_batch",
+                f"'{how}' has no meaning with data.mix, whose datasets end their epochs apart | use wrap",
+            )
+            for how in ("short", "drop")
+        ),
     ],
 )
 def test_sections_must_fit_together(changes: dict[str, Any], path: str, message: str) -> None:

@@ -1,0 +1,182 @@
+"""What attempts ask of the queue with their tokens: claim, live, report, end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from segfleet.errors import QueueError
+from segfleet.queue import fencing, lifecycle
+from segfleet.queue.clock import Clock
+from segfleet.queue.model import Document, Grant, Job, clean_text
+from segfleet.queue.states import AttemptState, FailureClass, JobState
+from segfleet.queue.store import Store
+
+Command = Literal["continue", "cancel", "preempt"]
+
+MIN_INSTANCE_CHARS = 16
+MAX_MESSAGE_CHARS = 4000
+
+
+class AttemptDesk:
+    """Where attempts come with what they have to tell; safe to share between threads.
+
+    Args:
+        store: The database.
+        clock: Seconds since the epoch.
+        storage: Folder under which each job gets one of its own.
+    """
+
+    def __init__(self, store: Store, clock: Clock, storage: Path) -> None:
+        self.store = store
+        self.clock = clock
+        self._storage = storage
+
+    def claim(self, attempt_id: str, code: str, instance: str) -> Grant:
+        """Trade an attempt's one-time code for its token.
+
+        Only digests are stored, so the token is derived from code and instance: the same instance may ask again after
+        a lost answer and gets the same token; nobody else gets any.
+
+        Args:
+            attempt_id: The attempt.
+            code: From the attempt's environment.
+            instance: Random text that the driver process makes up and keeps to itself, at least 16 characters.
+
+        Raises:
+            AttemptFencedError: wrong code, traded by another instance, or the attempt is over or being cancelled.
+            QueueError: the instance is too short to be a secret.
+        """
+        if len(instance) < MIN_INSTANCE_CHARS:
+            raise QueueError(f"instance needs at least {MIN_INSTANCE_CHARS} random characters")
+        with self.store.write() as tx:
+            job, attempt, token = fencing.trade_code(tx, attempt_id, code, instance)
+            if attempt.state == AttemptState.STARTING:
+                job = lifecycle.mark_running(tx, job, attempt, fencing.digests(token, instance), self.clock())
+            return Grant(
+                job_id=job.id,
+                attempt_id=attempt_id,
+                token=token,
+                fence=attempt.fence,
+                spec=job.spec,
+                checkpoint=job.checkpoint,
+                storage=str(self._storage / job.id),
+            )
+
+    def heartbeat(self, attempt_id: str, token: str, progress: Document | None = None) -> Command:
+        """A sign of life with news of the progress document, answered with what to do.
+
+        Raises:
+            AttemptFencedError: the attempt has lost its right to write: it must stop.
+        """
+        with self.store.write() as tx:
+            job, attempt = fencing.fenced(tx, attempt_id, token)
+            now = self.clock()
+            sign = {"heartbeat_at": now, "beats": attempt.beats + 1, "used_s": attempt.used_at(now)}
+            tx.change_attempt(attempt.id, sign)
+            if progress is not None:
+                tx.change_job(job, {"progress": {**(job.progress or {}), **progress}, "updated_at": now})
+            if job.cancel_requested:
+                return "cancel"
+            return "preempt" if job.state == JobState.PREEMPTING else "continue"
+
+    def yield_(self, attempt_id: str, token: str) -> Job:
+        """The attempt has written its checkpoint and ends, as it was asked to.
+
+        Raises:
+            AttemptFencedError: the attempt has lost its right to write.
+            QueueError: nobody has asked it to.
+        """
+        with self.store.write() as tx:
+            job, attempt = fencing.fenced(tx, attempt_id, token, replay=AttemptState.PREEMPTED)
+            if attempt.state == AttemptState.PREEMPTED or job.cancel_requested:
+                return job
+            if job.state != JobState.PREEMPTING:
+                raise QueueError(f"nobody has asked {attempt_id} to make room; its job is {job.state}")
+            return lifecycle.end_preempted(tx, job, attempt, who=attempt_id, now=self.clock())
+
+    def set_checkpoint(self, attempt_id: str, token: str, checkpoint: Document) -> Job:
+        """Point the job at a checkpoint that is complete and durable.
+
+        Within one attempt the step only rises; an equal document is accepted again. A later attempt may begin below
+        the last step, when it had to fall back to an older checkpoint.
+
+        Args:
+            attempt_id: The attempt.
+            token: Its token.
+            checkpoint: {"path", "step", "sha256", "bytes"} and optionally "metric".
+
+        Raises:
+            AttemptFencedError: the attempt has lost its right to write.
+            QueueError: the step is not above the one this attempt has already set.
+        """
+        with self.store.write() as tx:
+            job, attempt = fencing.fenced(tx, attempt_id, token)
+            document = {**checkpoint, "attempt": attempt.id}
+            last = job.checkpoint
+            if document == last:
+                return job
+            if last is not None and last["attempt"] == attempt.id and checkpoint["step"] <= last["step"]:
+                raise QueueError(
+                    f"checkpoint of step {checkpoint['step']} comes after that of step {last['step']} of {attempt.id}"
+                )
+            now = self.clock()
+            lifecycle.note(tx, job, now=now, kind="checkpoint", who=attempt.id, detail=document)
+            return tx.change_job(job, {"checkpoint": document, "updated_at": now})
+
+    def complete(self, attempt_id: str, token: str, result: Document) -> Job:
+        """Deliver the job's result: the only way to succeed. Asked again after a lost answer, it says the same.
+
+        Raises:
+            AttemptFencedError: the attempt has lost its right to write.
+        """
+        with self.store.write() as tx:
+            job, attempt = fencing.fenced(tx, attempt_id, token, replay=AttemptState.SUCCEEDED)
+            if attempt.state == AttemptState.SUCCEEDED:
+                return job
+            return lifecycle.succeed(tx, job, attempt, result, self.clock())
+
+    def fail(self, attempt_id: str, token: str, failure: Mapping[str, str]) -> Job:
+        """Report that the attempt cannot go on; the retry policy decides what follows.
+
+        While the job is being cancelled, the report only ends the attempt's lease: `cancelled` waits until Ray
+        confirms that no process is left.
+
+        Args:
+            attempt_id: The attempt.
+            token: Its token.
+            failure: {"class": one of `FailureClass`, "message": str}.
+
+        Raises:
+            AttemptFencedError: the attempt has lost its right to write.
+            QueueError: no such class of failure.
+        """
+        kind, message = _failure(failure)
+        with self.store.write() as tx:
+            job, attempt = fencing.fenced(tx, attempt_id, token, replay=AttemptState.FAILED)
+            if attempt.state == AttemptState.FAILED or job.cancel_requested:
+                return job
+            return lifecycle.end_failed(tx, job, attempt, kind, message, now=self.clock(), lost=False)
+
+    def authorize(self, attempt_id: str, token: str) -> Job:
+        """The job of an attempt that may write now; for effects outside this database, such as the registry's.
+
+        Raises:
+            AttemptFencedError: the attempt has lost its right to write.
+        """
+        with self.store.read() as tx:
+            return fencing.fenced(tx, attempt_id, token)[0]
+
+    def is_token(self, attempt_id: str, token: str) -> bool:
+        """Whether the token is the attempt's own, whatever has become of the attempt since."""
+        with self.store.read() as tx:
+            return fencing.is_token(tx, attempt_id, token)
+
+
+def _failure(document: Mapping[str, str]) -> tuple[FailureClass, str]:
+    try:
+        return FailureClass(document["class"]), clean_text(str(document["message"]))[:MAX_MESSAGE_CHARS]
+    except (KeyError, ValueError) as error:
+        known = ", ".join(FailureClass)
+        raise QueueError(f"a failure needs 'message' and a 'class' among {known}: got {dict(document)!r}") from error

@@ -1,0 +1,82 @@
+"""Reads what the scheduler needs out of the queue, and lets it decide."""
+
+from __future__ import annotations
+
+import math
+
+from segfleet.queue import lifecycle
+from segfleet.queue.candidates import Broken, Met, candidates, holdings, judge, live_usages, usages
+from segfleet.queue.policy import policy_of
+from segfleet.queue.scheduling.plan import plan
+from segfleet.queue.scheduling.shares import decayed_use
+from segfleet.queue.scheduling.values import Decision, Holding, Node, Policy
+from segfleet.queue.states import JobState
+from segfleet.queue.store import Store
+
+# Use that has ended is added up anew once in a while; what runs is counted at each turn.
+USE_EVERY_S = 60.0
+# Older use counts less than half a percent.
+_HALF_LIVES = 8
+
+
+class Planner:
+    """The scheduler's eyes.
+
+    Args:
+        store: The database.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._counted_at = -math.inf
+        self._ended_use: dict[str, float] = {}
+
+    def decide(self, nodes: tuple[Node, ...] | None, now: float, trouble: str) -> tuple[list[Decision], Policy]:
+        """One scheduling pass over the queue as it is, and the rules it went by.
+
+        Args:
+            nodes: The cluster's machines; None: not reachable.
+            now: Seconds since the epoch.
+            trouble: Why it is not reachable.
+        """
+        with self._store.read() as tx:
+            rows, dependencies, attempts = tx.queued_jobs(), tx.open_dependencies(), tx.open_attempts()
+            jobs = {job.id: job for job in tx.holding_jobs()}
+            policy, half_life_s = policy_of(tx.policies())
+            limited = [row for row in rows if row.time_limit_s is not None and row.attempt > row.budget_from]
+            used_s = {row.id: tx.used_s(row.id, row.budget_from, now) for row in limited}
+            used_s |= {job.id: tx.used_s(job.id, job.budget_from, now) for job in jobs.values()}
+        blocking = {attempt.job_id: attempt.id for attempt in attempts if not attempt.is_alive}
+        held = holdings(jobs, attempts, used_s, policy.grace_s, now)
+        use = self._use(held, nodes or (), half_life_s, now)
+        line = candidates(rows, used_s, blocking, dependencies)
+        return plan(line, nodes, held, now, use=use, policy=policy, unreachable=trouble), policy
+
+    def resolve_dependencies(self, now: float) -> None:
+        """Let go of jobs whose parents have ended as they should, and end those whose parents have not."""
+        with self._store.read() as tx:
+            verdicts = [judge(dependency) for dependency in tx.open_dependencies()]
+        for verdict in verdicts:
+            match verdict:
+                case Met(dependency):
+                    with self._store.write() as tx:
+                        tx.meet_dependency(dependency.job_id, dependency.parent_id)
+                case Broken(dependency, message):
+                    with self._store.write() as tx:
+                        job = tx.job(dependency.job_id)
+                        if job.state == JobState.QUEUED:
+                            lifecycle.skip(tx, job, message, now)
+                case None:
+                    pass
+
+    def _use(self, held: list[Holding], nodes: tuple[Node, ...], half_life_s: float, now: float) -> dict[str, float]:
+        """Decayed use of each project: what has ended, as of the last count, and what runs."""
+        if now - self._counted_at >= USE_EVERY_S:
+            with self._store.read() as tx:
+                ended = tx.ended_use(now - _HALF_LIVES * half_life_s)
+            self._ended_use, self._counted_at = decayed_use(usages(ended, nodes), now, half_life_s), now
+        fading = 2.0 ** ((self._counted_at - now) / half_life_s)
+        total = decayed_use(live_usages(held, nodes), now, half_life_s)
+        for project, seconds in self._ended_use.items():
+            total[project] = total.get(project, 0.0) + seconds * fading
+        return total
