@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 MARKS_UNIT := not integration and not e2e and not gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit check format bench lock clean
+.PHONY: help setup demo test test-unit check format bench bench-data lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,7 @@ demo: $(STAMP) ## from raw pictures to a registered model, then predictions in d
 	@$(BIN)/python scripts/demo.py
 
 test: test-unit ## all tests: unit, then integration, then end to end
+	$(BIN)/python scripts/with_postgres.py $(BIN)/pytest tests/unit/platform tests/integration -m "not gpu" -k postgres
 	$(BIN)/pytest tests -m "integration and not gpu"
 	$(BIN)/pytest tests/e2e -m "e2e and not gpu"
 
@@ -40,6 +41,11 @@ format: $(STAMP) ## put the code into its format
 
 bench: $(STAMP) ## every benchmark, one after the other
 	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+bench-data: $(STAMP) ## the data path beside other loaders; ARGS="--set cityscapes --photos DIR"
+	@$(BIN)/python -c "import albumentations" 2>/dev/null \
+		|| $(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[bench]"
+	@$(BIN)/python benchmarks/bench_data.py $(ARGS)
 
 lock: $(STAMP) ## write requirements.lock from what .venv holds now
 	$(BIN)/python scripts/lock.py requirements.lock

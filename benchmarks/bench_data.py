@@ -1,159 +1,191 @@
-"""Training samples per second and core: ours beside a plain loader with the reference code's transforms.
+"""Training samples per second and core: ours beside other loaders that do the same work on the same shards.
 
-Both read the same shard of seeded ADE-like pictures (JPEG, about 683 x 512) with masks (PNG), apply scale 0.5-2, crop
-512 with class cap 0.75, flip and photometric distortion, on one thread; medians of interleaved rounds of CPU time.
-Run: python benchmarks/bench_data.py [--samples N] [--rounds N]
+--set ade20k      JPEG of 683 x 512, crop 512
+--set cityscapes  PNG of 2048 x 1024, crop 768; then the same pictures stored as jpeg95
+
+Everything runs on one thread. A round takes every loader once over all samples; the figures are medians of CPU time
+over the rounds. Other work on the same machine slows all of them down alike: trust the ratios first.
+Run: python benchmarks/bench_data.py [--set SET] [--photos DIR] [--samples N] [--rounds N]
 """
 
 from __future__ import annotations
 
 import argparse
-import io
+import functools
+import itertools
+import os
 import statistics
-import tarfile
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest import mock
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import cv2
-import numpy as np
+import simplejpeg
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 
-from segfleet.spec.kinds import PrepareSpec
-from segfleet.spec.resolve import resolve_spec
-from segfleet.spec.sections import AugmentSpec
+import peers
+from photos import DATASETS, Dataset, make_dataset, prepare_raw
+from segfleet.spec.sections import AugmentSpec, DataSpec, LoopSpec
+from segfleet_pipelines import augment, batch
 from segfleet_pipelines.loader import train_loader
 from segfleet_pipelines.reader import SampleIndex
-from segfleet_pipelines.writer import prepare
 
-CROP = 512
-Pixels = NDArray[np.uint8]
+Round = Callable[[], int]
 
-
-def make_shards(folder: Path, samples: int) -> Path:
-    """A prepared dataset of smooth random pictures with 150 classes in large regions."""
-    rng = np.random.default_rng(0)
-    raw = folder / "raw"
-    for name in ("images", "masks", "splits"):
-        (raw / name).mkdir(parents=True)
-    for number in range(samples):
-        height, width = int(rng.integers(480, 560)), int(rng.integers(620, 740))
-        coarse = rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
-        image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-        image = np.clip(image + rng.normal(0, 6, image.shape), 0, 255).astype(np.uint8)
-        regions = rng.integers(0, 150, (6, 8), dtype=np.uint8)
-        mask = cv2.resize(regions, (width, height), interpolation=cv2.INTER_NEAREST)
-        Image.fromarray(image).save(raw / "images" / f"{number:05d}.jpg", quality=75)
-        Image.fromarray(mask).save(raw / "masks" / f"{number:05d}.png")
-    names = ", ".join(f"c{number}" for number in range(150))
-    (raw / "classes.yaml").write_text(f"names: [{names}]\nignore_index: 255\n")
-    stems = [f"{number:05d}" for number in range(samples)]
-    (raw / "splits" / "train.txt").write_text("\n".join(stems[:-1]) + "\n")
-    (raw / "splits" / "val.txt").write_text(stems[-1] + "\n")
-    document = {"kind": "prepare", "name": "bench", "dataset": "folder", "raw": str(raw), "out": str(folder / "out")}
-    spec = resolve_spec(document)
-    assert isinstance(spec, PrepareSpec)
-    prepare(spec)
-    return folder / "out"
+BATCH = 8
 
 
-def plain_sample(image_bytes: bytes, mask_bytes: bytes, rng: np.random.Generator) -> Pixels:
-    """One sample by the reference transforms the straightforward way: whole picture, np.unique, HSV and back."""
-    image = cv2.imdecode(np.frombuffer(image_bytes, np.uint8), cv2.IMREAD_COLOR)
-    mask = np.asarray(Image.open(io.BytesIO(mask_bytes)))
-    factor = rng.uniform(0.5, 2.0) * CROP / min(mask.shape)
-    size = (int(mask.shape[1] * factor + 0.5), int(mask.shape[0] * factor + 0.5))
-    image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-    mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
-    for _ in range(11):
-        top = int(rng.integers(max(mask.shape[0] - CROP, 0) + 1))
-        left = int(rng.integers(max(mask.shape[1] - CROP, 0) + 1))
-        window = mask[top : top + CROP, left : left + CROP]
-        labels, counts = np.unique(window, return_counts=True)
-        counts = counts[labels != 255]
-        if len(counts) > 1 and counts.max() / counts.sum() < 0.75:
-            break
-    image, mask = image[top : top + CROP, left : left + CROP], window
-    if rng.random() < 0.5:
-        image, mask = image[:, ::-1], mask[:, ::-1]
-    image = _plain_photometric(np.ascontiguousarray(image), rng)
-    rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.float32)
-    rgb = (rgb - 127.5) / 127.5
-    padded = np.zeros((CROP, CROP, 3), np.float32)
-    padded[: rgb.shape[0], : rgb.shape[1]] = rgb
-    return np.ascontiguousarray(padded.transpose(2, 0, 1)).view(np.uint8)
+def peer_round(shards: Path, build: peers.Peer) -> int:
+    """Every training sample once through another loader; how many."""
+    return sum(build(sample) is not None for sample in peers.read_samples(shards))
 
 
-def _plain_photometric(image: Pixels, rng: np.random.Generator) -> Pixels:
-    def convert(picture: Pixels, alpha: float = 1.0, beta: float = 0.0) -> Pixels:
-        return np.clip(picture.astype(np.float32) * alpha + beta, 0, 255).astype(np.uint8)
-
-    if rng.random() < 0.5:
-        image = convert(image, beta=rng.uniform(-32, 32))
-    if rng.random() < 0.5:
-        image = convert(image, alpha=rng.uniform(0.5, 1.5))
-    if rng.random() < 0.5:
-        hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
-        hsv[:, :, 1] = convert(hsv[:, :, 1], alpha=rng.uniform(0.5, 1.5))
-        image = np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR), np.uint8)
-    if rng.random() < 0.5:
-        hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
-        hsv[:, :, 0] = (hsv[:, :, 0].astype(int) + int(rng.integers(-18, 18))) % 180
-        image = np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR), np.uint8)
-    return image
+def our_rounds(shards: Path, kind: Dataset, on_device: bool) -> Round:
+    """As many samples as the split has from our loader, in batches; the loader goes on where the last round ended."""
+    per_round = len(SampleIndex.load(shards, "train")) // BATCH
+    config = AugmentSpec(short_side=kind.short_side, max_ratio=kind.max_ratio, on_device=on_device)
+    loop = LoopSpec(steps=per_round * 1000, global_batch=BATCH, crop=kind.crop, loader_processes=0)
+    batches = iter(train_loader(DataSpec(shards=str(shards)), config, loop))
+    return lambda: sum(len(found.keys) for found in itertools.islice(batches, per_round))
 
 
-def plain_round(shards: Path) -> int:
-    """Every training sample once through the plain loader; how many."""
-    rng = np.random.default_rng(0)
-    parts: dict[str, dict[str, bytes]] = {}
+def decoder_round(shards: Path) -> int:
+    """Every training sample's picture and mask decoded whole, by the fastest decoder for whole pictures."""
     count = 0
-    for path in sorted(shards.glob("train-*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                key, _, kind = member.name.partition(".")
-                content = tar.extractfile(member)
-                assert content is not None
-                parts.setdefault(key, {})["mask" if "mask" in kind else "image"] = content.read()
-                if len(parts[key]) == 2:
-                    sample = parts.pop(key)
-                    plain_sample(sample["image"], sample["mask"], rng)
-                    count += 1
+    for sample in peers.read_samples(shards):
+        data = peers.image_bytes(sample)
+        if data.startswith(b"\xff\xd8"):
+            simplejpeg.decode_jpeg(data)
+        else:
+            import pyspng
+
+            pyspng.load(data)
+        peers.mask_pixels(sample)
+        count += 1
     return count
 
 
-def our_round(shards: Path) -> int:
-    """Every training sample once through our loader, in batches of 8; how many."""
-    count = len(SampleIndex.load(shards, "train")) // 8 * 8
-    augment = AugmentSpec(short_side=CROP, max_ratio=4.0)
-    batches = train_loader(
-        shards, "train", augment=augment, crop=CROP, seed=0, global_batch=8, rank=0, world_size=1, start_step=0,
-        num_steps=count // 8, processes=0,
-    )  # fmt: skip
-    return sum(len(batch.keys) for batch in batches)
+def measure(rounds: dict[str, Round], repeats: int) -> dict[str, float]:
+    """Median samples a second of CPU time, the rounds interleaved; a first one warms up."""
+    rates: dict[str, list[float]] = {name: [] for name in rounds}
+    for repeat in range(repeats + 1):
+        for name, one_round in rounds.items():
+            begin = time.process_time()
+            count = one_round()
+            if repeat:
+                rates[name].append(count / (time.process_time() - begin))
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def print_table(title: str, rates: dict[str, float]) -> None:
+    """Samples a second and core, milliseconds a sample, and the ratio to the first row."""
+    first = next(iter(rates.values()))
+    print(f"\n{title}\n{'':54}{'samples/s/core':>15}{'ms':>9}{'ratio':>8}")
+    for name, rate in rates.items():
+        print(f"{name:54}{rate:15.1f}{1000 / rate:9.3f}{rate / first:7.1f}x")
+
+
+def print_stages(title: str, one_round: Round) -> None:
+    """CPU time a sample of each stage of our loader."""
+    one_round()
+    spent: dict[str, float] = {}
+    with _timed(spent):
+        begin = time.process_time()
+        count = one_round()
+        total = time.process_time() - begin
+    print(f"\n{title}: CPU time a sample, ms")
+    for name, seconds in {**spent, "pad, stack, rest": total - sum(spent.values())}.items():
+        print(f"  {name:20}{1000 * seconds / count:9.3f}{100 * seconds / total:7.1f} %")
+
+
+@contextmanager
+def _timed(spent: dict[str, float]) -> Iterator[None]:
+    """Count the time of the stages' functions while the block runs; none of them calls another."""
+    stages: list[tuple[str, Any, str]] = [
+        ("read", SampleIndex, "read_sample"),
+        ("mask", batch, "unpack_mask"),
+        ("window search", augment, "choose_crop"),
+        ("decode", augment, "decode_window"),
+        ("resize", augment, "_resized"),
+        ("photometric, flip", augment, "apply_jitter"),
+    ]
+    patches = [
+        mock.patch.object(place, name, _counting(getattr(place, name), stage, spent)) for stage, place, name in stages
+    ]
+    for patch in patches:
+        patch.start()
+    try:
+        yield
+    finally:
+        for patch in patches:
+            patch.stop()
+
+
+def _counting(function: Callable[..., Any], stage: str, spent: dict[str, float]) -> Callable[..., Any]:
+    spent.setdefault(stage, 0.0)
+
+    @functools.wraps(function)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        begin = time.process_time()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            spent[stage] += time.process_time() - begin
+
+    return counted
+
+
+def bench_training(name: str, folder: Path, photos: Path | None, samples: int, repeats: int) -> None:
+    """A dataset's training samples, by the peers and by us."""
+    kind = DATASETS[name]
+    raw = make_dataset(folder, kind, photos, samples)
+    shards = {"": prepare_raw(raw, folder / "shards")}
+    if kind.suffix == "png":
+        shards["jpeg95: "] = prepare_raw(raw, folder / "jpeg95", "jpeg95")
+    rounds: dict[str, Round] = {}
+    for prefix, place in shards.items():
+        for label, build in (
+            ("reference's transforms", peers.reference(kind)),
+            ("torchvision v2", peers.torchvision(kind)),
+            ("albumentations", peers.albumentations(kind)),
+        ):
+            if build is None:
+                print(f"{label} is not installed and left out; `make bench-data` installs it")
+            else:
+                rounds[prefix + label] = functools.partial(peer_round, place, build)
+        rounds[prefix + "ours"] = our_rounds(place, kind, False)
+        rounds[prefix + "ours, colour and flip left to the device"] = our_rounds(place, kind, True)
+        rounds[prefix + "decoding alone, whole pictures"] = functools.partial(decoder_round, place)
+    for prefix, place in shards.items():
+        sizes = [len(peers.image_bytes(sample)) for sample in peers.read_samples(place)]
+        print(
+            f"{prefix}{len(sizes)} pictures of {kind.width}x{kind.height}, {sum(sizes) / len(sizes) / 1000:.0f} kB each"
+        )
+    print_table(f"{name}: crop {kind.crop}, scale 0.5 to 2, class cap 0.75", measure(rounds, repeats))
+    for prefix, place in shards.items():
+        print_stages(f"{prefix}ours", our_rounds(place, kind, False))
 
 
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=129)
+    """Make the pictures, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", choices=DATASETS, help="default: both")
+    parser.add_argument("--photos", type=Path, help="prepared dataset, or folder of pictures and masks of equal stems")
+    parser.add_argument("--samples", type=int, help="default: 129 of ade20k, 25 of cityscapes")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    rates: dict[str, list[float]] = {"plain": [], "ours": []}
-    with tempfile.TemporaryDirectory() as folder:
-        shards = make_shards(Path(folder), options.samples)
-        for number in range(options.rounds + 1):
-            for name, one_round in (("plain", plain_round), ("ours", our_round)):
-                begin = time.process_time()
-                count = one_round(shards)
-                if number:  # the first round warms up
-                    rates[name].append(count / (time.process_time() - begin))
-    plain, ours = (statistics.median(rates[name]) for name in ("plain", "ours"))
-    print(f"plain loader {plain:.0f} samples/s/core, ours {ours:.0f} samples/s/core: {ours / plain:.1f} times as fast")
+    for name in [options.set] if options.set else DATASETS:
+        samples = options.samples or (25 if name == "cityscapes" else 129)
+        with tempfile.TemporaryDirectory() as folder:
+            bench_training(name, Path(folder), options.photos, samples, options.rounds)
 
 
 if __name__ == "__main__":

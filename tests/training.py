@@ -17,10 +17,12 @@ import torch.multiprocessing as multiprocessing
 from segfleet.spec.document import apply_overrides
 from segfleet.spec.kinds import PrepareSpec, TrainSpec
 from segfleet.spec.resolve import resolve_spec
+from segfleet_jobs.attempt import Yielded
 from segfleet_jobs.checkpoint import Checkpoint, CheckpointRecord
 from segfleet_jobs.evaluation import Picture
 from segfleet_jobs.loop import TrainingLoop
 from segfleet_jobs.ranks import Ranks
+from segfleet_pipelines.batch import Skips
 from segfleet_pipelines.manifest import Manifest
 from segfleet_pipelines.writer import prepare
 
@@ -98,10 +100,13 @@ def make_train_spec(shards: str, *overrides: str) -> TrainSpec:
 
 
 class RecordingLink:
-    """Keeps what the loop tells; can kill the training after a step."""
+    """Keeps what the loop tells; can kill the training after a step, or ask it to make room in one."""
 
-    def __init__(self, kill_after: int | None = None, pointer: CheckpointRecord | None = None) -> None:
-        self.kill_after, self.pointer = kill_after, pointer
+    def __init__(
+        self, kill_after: int | None = None, pointer: CheckpointRecord | None = None, yield_in: int | None = None
+    ) -> None:
+        self.kill_after, self.pointer, self.yield_in = kill_after, pointer, yield_in
+        self.steps_begun = 0
         self.curves: dict[int, dict[str, float]] = {}
         self.records: list[CheckpointRecord] = []
         self.sheets: list[int] = []
@@ -120,15 +125,30 @@ class RecordingLink:
     def metrics(self, step: int, values: dict[str, float]) -> None:
         self.curves.setdefault(step, {}).update(values)
 
+    def must_yield(self) -> bool:
+        self.steps_begun += 1
+        return self.steps_begun == self.yield_in
+
     def pictures(self, step: int, pictures: tuple[Picture, ...], manifest: Manifest) -> None:
         if pictures:
             self.sheets.append(step)
 
 
-def run_alone(spec: TrainSpec, folder: Path, link: RecordingLink, attempt: str = "a1") -> dict[str, Any]:
-    """Train in this process."""
+def run_alone(
+    spec: TrainSpec, folder: Path, link: RecordingLink, attempt: str = "a1", skips: Skips = ()
+) -> dict[str, Any]:
+    """Train in this process to the end."""
+    result = start_alone(spec, folder, link, attempt, skips)
+    assert isinstance(result, dict)
+    return result
+
+
+def start_alone(
+    spec: TrainSpec, folder: Path, link: RecordingLink, attempt: str = "a1", skips: Skips = ()
+) -> dict[str, Any] | Yielded:
+    """Train in this process, perhaps not to the end."""
     ranks = Ranks(0, 1, torch.device("cpu"))
-    return TrainingLoop(spec, ranks, link, folder, folder / attempt, lambda *_: None).run()
+    return TrainingLoop(spec, ranks, link, folder, folder / attempt, lambda *_: None, skips).run()
 
 
 def run_group(
@@ -138,12 +158,13 @@ def run_group(
     *,
     kill_after: int | None = None,
     pointer: CheckpointRecord | None = None,
+    yield_in: int | None = None,
     attempt: str = "a1",
     before: Callable[[TrainingLoop, int], None] | None = None,
 ) -> RecordingLink:
     """Train in `world_size` gloo processes; rank 0's link. A killed training ends quietly."""
     result = folder / f"{attempt}-link.pt"
-    args = (world_size, free_port(), spec, folder, kill_after, pointer, attempt, result, before)
+    args = (world_size, free_port(), spec, folder, kill_after, pointer, yield_in, attempt, result, before)
     multiprocessing.spawn(_rank, args, nprocs=world_size)  # type: ignore[no-untyped-call]
     link = RecordingLink()
     link.__dict__.update(torch.load(result, weights_only=False))
@@ -171,6 +192,7 @@ def _rank(
     folder: Path,
     kill_after: int | None,
     pointer: CheckpointRecord | None,
+    yield_in: int | None,
     attempt: str,
     result: Path,
     before: Callable[[TrainingLoop, int], None] | None,
@@ -178,7 +200,7 @@ def _rank(
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
-    link = RecordingLink(kill_after, pointer)
+    link = RecordingLink(kill_after, pointer, yield_in if rank == 0 else None)
     loop = TrainingLoop(spec, Ranks(rank, world_size, torch.device("cpu")), link, folder, folder / attempt, _no_report)
     if before is not None:
         before(loop, rank)

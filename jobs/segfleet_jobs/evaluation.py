@@ -61,8 +61,7 @@ def evaluate(
     split: str,
     spec: EvalSpec,
     *,
-    num_classes: int,
-    ignore_index: int,
+    manifest: Manifest,
     ranks: Ranks,
     num_pictures: int = 0,
     progress: Callable[[int], None] | None = None,
@@ -74,23 +73,29 @@ def evaluate(
         location: A prepared dataset.
         split: Its split.
         spec: Window, stride, scales, flip.
-        num_classes: K.
-        ignore_index: Label that does not count.
+        manifest: Of the dataset when the job began.
         ranks: Each rank takes its own samples; the matrices are summed.
         num_pictures: How many of this rank's predictions to keep, at most.
         progress: Called with the number of this rank's samples done.
+
+    Raises:
+        DataError: damaged samples, or another dataset in this place meanwhile.
     """
+    samples = eval_samples(
+        location, split, rank=ranks.rank, world_size=ranks.world_size, content_id=manifest.content_id
+    )
     was_training = model.training
     model.eval()
     config = window_config(spec)
+    num_classes = manifest.num_classes
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     pictures: list[Picture] = []
-    own_samples = len(range(ranks.rank, Manifest.load(location).split(split).num_samples, ranks.world_size))
+    own_samples = len(range(ranks.rank, manifest.split(split).num_samples, ranks.world_size))
     kept = set(np.linspace(0, own_samples - 1, num_pictures).round().astype(int).tolist()) if num_pictures else set()
     count = 0
-    for sample in eval_samples(location, split, rank=ranks.rank, world_size=ranks.world_size):
+    for sample in samples:
         predicted = predict(model, sample.image, config, device=ranks.device).cpu().numpy()
-        matrix += confusion_matrix(predicted, sample.mask, num_classes, ignore_index)
+        matrix += confusion_matrix(predicted, sample.mask, num_classes, manifest.ignore_index)
         if count in kept:
             pictures.append((sample.key, sample.image, sample.mask, predicted.astype(np.uint8)))
         count += 1

@@ -1,13 +1,13 @@
 """The training loop of one rank: build, resume, step, validate, checkpoint. Knows neither Ray nor the service.
 
-The order of samples, the augmentation and the learning rate are functions of the step alone; weights, optimiser and
-random states come from the checkpoint. So a resumed run goes on at the exact next sample and, with the same number of
-ranks, ends with the same bits.
+The order of samples, the augmentation and the learning rate are functions of the step alone; weights, optimiser, random
+states and the samples left out as damaged come from the checkpoint. So a resumed run goes on at the exact next sample
+and, with the same number of ranks, ends with the same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from segfleet.errors import CheckpointError
 from segfleet.spec.kinds import TrainSpec
 from segfleet.spec.resolve import to_document
+from segfleet_jobs.attempt import Yielded
 from segfleet_jobs.checkpoint import (
     Checkpoint,
     CheckpointRecord,
@@ -28,18 +29,18 @@ from segfleet_jobs.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from segfleet_jobs.continuity import check_same_data, check_same_spec, same_skips
 from segfleet_jobs.evaluation import Picture, evaluate, scores_document
 from segfleet_jobs.optim import build_optimizer
 from segfleet_jobs.progress import Progress
 from segfleet_jobs.ranks import Ranks
 from segfleet_jobs.step import StepResult, TrainStep
 from segfleet_models.build import ModelConfig, build_segmenter
+from segfleet_pipelines.batch import Batch, Skips
 from segfleet_pipelines.loader import train_loader
 from segfleet_pipelines.manifest import Manifest
 
 NUM_PICTURES = 6
-# What must not change between the run that wrote a checkpoint and the one that reads it.
-_FIXED_SECTIONS = ("data", "model", "optim", "augment", "train")
 
 
 class Link(Protocol):
@@ -60,9 +61,16 @@ class Link(Protocol):
     def pictures(self, step: int, pictures: tuple[Picture, ...], manifest: Manifest) -> None:
         """Sample predictions."""
 
+    def must_yield(self) -> bool:
+        """Whether the attempt was asked to write a checkpoint and end."""
+
 
 class TrainingLoop:
-    """One rank's training from wherever the job stands to its last step."""
+    """One rank's training from wherever the job stands to its last step.
+
+    `skips` are the samples to leave out of each dataset, as decided before the first step; those of a checkpoint win.
+    `content_ids` are what each dataset held then, so that all ranks train on what was checked.
+    """
 
     def __init__(
         self,
@@ -72,37 +80,41 @@ class TrainingLoop:
         job_folder: Path,
         attempt_folder: Path,
         report: Callable[[dict[str, Any], str | None], None],
+        skips: Skips = (),
+        content_ids: Sequence[str] = (),
     ) -> None:
         self._spec, self._ranks, self._link = spec, ranks, link
         self._job_folder, self._attempt_folder, self._report = job_folder, attempt_folder, report
-        self._manifest = Manifest.load(spec.data.shards)
+        self._manifests = tuple(Manifest.load(source.shards) for source in spec.data.sources)
+        self._manifest = self._manifests[0]
+        self._skips = tuple(skips) or (frozenset[int](),) * len(self._manifests)
+        self._content_ids = tuple(content_ids) or tuple(manifest.content_id for manifest in self._manifests)
         self._best: dict[str, Any] | None = None
         self._latest_scores: dict[str, Any] | None = None
-        self._skipped = 0
+        self._skipped_steps = self._skipped_samples = 0
         self._progress = Progress(spec.train, link.progress)
 
-    def run(self) -> dict[str, Any]:
-        """Train to the last step.
+    def run(self) -> dict[str, Any] | Yielded:
+        """Train to the last step, or to where the attempt is asked to make room.
 
         Returns:
-            The best validation's scores, its step and checkpoint folder, and where the time went.
+            The best validation's scores, its step and checkpoint folder, and where the time went; or the step of the
+            checkpoint that was written to make room.
         """
         checkpoint = self._find_checkpoint()
         start_step = checkpoint.step if checkpoint else 0
         self._build(checkpoint)
         batches = iter(
             train_loader(
-                self._spec.data.shards,
-                self._spec.data.train,
-                augment=self._spec.augment,
-                crop=self._spec.train.crop,
-                seed=self._spec.train.seed,
-                global_batch=self._spec.train.global_batch,
+                self._spec.data,
+                self._spec.augment,
+                self._spec.train,
                 rank=self._ranks.rank,
                 world_size=self._ranks.world_size,
                 start_step=start_step,
-                num_steps=self._spec.train.steps,
-                processes=self._spec.train.loader_processes,
+                skips=self._skips,
+                content_ids=self._content_ids,
+                pin_memory=self._ranks.device.type == "cuda",
             )
         )
         if self._ranks.world_size > 1:
@@ -114,7 +126,8 @@ class TrainingLoop:
         del checkpoint  # as large as the model and its optimiser
         self._progress.start(start_step, self._latest_scores)
         for step in range(start_step, self._spec.train.steps):
-            self._step(step, batches)
+            if self._step(step, batches):
+                return Yielded(step + 1)
         return self._result()
 
     def _find_checkpoint(self) -> Checkpoint | None:
@@ -125,8 +138,9 @@ class TrainingLoop:
         for message in damaged if self._ranks.is_main else []:
             print(f"segfleet: passed over {message}", flush=True)
         if checkpoint is not None:
-            _check_unchanged(checkpoint.meta["spec"], to_document(self._spec))
-            _check_same_data(checkpoint.meta["content_id"], self._manifest, self._spec.data.shards)
+            check_same_spec(checkpoint.meta["spec"], to_document(self._spec))
+            check_same_data(checkpoint.meta["content_ids"], self._manifests, self._spec.data.sources)
+            self._skips = same_skips(checkpoint.meta["left_out"], self._skips, self._spec.data.sources)
         elif self._ranks.is_main:
             discard_earlier(self._job_folder, self._attempt_folder)
         return checkpoint
@@ -147,7 +161,8 @@ class TrainingLoop:
         self._train_step = TrainStep(self._model, parallel, optimizer, spec, manifest.ignore_index, self._ranks)
         if checkpoint is not None:
             meta = checkpoint.meta
-            self._best, self._latest_scores, self._skipped = meta["best"], meta["scores"], meta["skipped_steps"]
+            self._best, self._latest_scores = meta["best"], meta["scores"]
+            self._skipped_steps, self._skipped_samples = meta["skipped_steps"], meta["skipped_samples"]
             self._train_step.skipped_in_a_row = meta["skipped_in_a_row"]
             if meta["scaler"]:
                 self._train_step.scaler.load_state_dict(meta["scaler"])
@@ -173,27 +188,32 @@ class TrainingLoop:
         if self._ranks.device.type == "cuda" and f"random/cuda/{rank}" in checkpoint.state:
             torch.cuda.set_rng_state(checkpoint.state[f"random/cuda/{rank}"], self._ranks.device)
 
-    def _step(self, step: int, batches: Iterator[Any]) -> None:
+    def _step(self, step: int, batches: Iterator[Batch]) -> bool:
+        """One step with all that is due after it; True: the attempt ends here, its checkpoint is written."""
         with self._progress.timed("data"):
             batch = next(batches)
         with self._progress.timed("step"):
-            result = self._train_step(batch)
-        self._skipped += not result.is_applied
+            result = self._train_step(batch, self._link.must_yield())
+        self._skipped_steps += not result.is_applied
+        self._skipped_samples += batch.num_skipped
         done, loop = step + 1, self._spec.train
         self._progress.stepped(done, result.loss, result.lr)
         if done % loop.log_every == 0 or done == loop.steps:
             self._log(done, result)
         if done % loop.validate_every == 0 or done == loop.steps:
             self._validate(done)
-        if done % loop.checkpoint_every == 0 or done % loop.validate_every == 0 or done == loop.steps:
+        ends_here = result.must_yield and done < loop.steps
+        if ends_here or done % loop.checkpoint_every == 0 or done % loop.validate_every == 0 or done == loop.steps:
             self._checkpoint(done)
+        return ends_here
 
     def _log(self, done: int, result: StepResult) -> None:
         values = {
             "train/loss": result.loss,
             "train/lr": result.lr,
             "train/valid_pixels": float(result.num_valid),
-            "train/skipped_steps": float(self._skipped),
+            "train/skipped_steps": float(self._skipped_steps),
+            "train/skipped_samples": float(self._skipped_samples),
             "train/samples_per_s": self._progress.samples_per_s,
         }
         values |= {f"time/{part}_s": seconds for part, seconds in self._progress.seconds.items()}
@@ -206,8 +226,7 @@ class TrainingLoop:
                 self._spec.data.shards,
                 self._spec.data.val,
                 self._spec.eval,
-                num_classes=len(self._manifest.class_names),
-                ignore_index=self._manifest.ignore_index,
+                manifest=self._manifest,
                 ranks=self._ranks,
                 num_pictures=NUM_PICTURES if self._ranks.is_main else 0,
                 progress=self._progress.validating,
@@ -245,11 +264,13 @@ class TrainingLoop:
             "spec": to_document(self._spec),
             "model": self._config.to_dict(),
             "class_names": list(self._manifest.class_names),
-            "content_id": self._manifest.content_id,
+            "content_ids": [manifest.content_id for manifest in self._manifests],
+            "left_out": [sorted(skips) for skips in self._skips],
             "world_size": self._ranks.world_size,
             "best": self._best,
             "scores": self._latest_scores,
-            "skipped_steps": self._skipped,
+            "skipped_steps": self._skipped_steps,
+            "skipped_samples": self._skipped_samples,
             "skipped_in_a_row": self._train_step.skipped_in_a_row,
             "scaler": self._train_step.scaler.state_dict(),
         }
@@ -276,7 +297,8 @@ class TrainingLoop:
             "step": self._spec.train.steps,
             "best_step": self._best["step"],
             **best,
-            "skipped_steps": self._skipped,
+            "skipped_steps": self._skipped_steps,
+            "skipped_samples": self._skipped_samples,
             "num_parameters": sum(parameter.numel() for parameter in self._model.parameters()),
             "seconds": seconds,
         }
@@ -297,22 +319,6 @@ def model_config(spec: TrainSpec, num_classes: int) -> ModelConfig:
         decoder_drop_path=model.decoder_drop_path,
         decoder_dropout=model.decoder_dropout,
     )
-
-
-def _check_unchanged(before: dict[str, Any], now: dict[str, Any]) -> None:
-    changed = [section for section in _FIXED_SECTIONS if before.get(section) != now.get(section)]
-    if changed:
-        raise CheckpointError(
-            f"the checkpoint was written with other values in {', '.join(changed)}; submit a new job instead"
-        )
-
-
-def _check_same_data(before: str, manifest: Manifest, location: str) -> None:
-    if before != manifest.content_id:
-        raise CheckpointError(
-            f"the checkpoint was written on data with content id {before[:12]}, {location!r} now holds "
-            f"{manifest.content_id[:12]}; put the data back, or begin again with 'segfleet retry --from-start'"
-        )
 
 
 @contextmanager

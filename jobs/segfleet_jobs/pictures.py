@@ -15,6 +15,7 @@ from segfleet_pipelines.picture import overlay
 from segfleet_pipelines.sheet import Row, compose_sheet
 
 _WRONG = (230, 40, 40)
+_IGNORED = (0, 0, 0)
 _OPACITY = 0.7
 
 
@@ -27,7 +28,10 @@ def prediction_sheet(pictures: Sequence[Picture], manifest: Manifest) -> bytes:
     """
     entries = list(zip(manifest.class_names, manifest.palette, strict=True))
     sheet = compose_sheet(
-        "picture, truth, prediction, errors in red", [_row(picture, manifest) for picture in pictures], entries
+        "picture, truth, prediction, errors in red",
+        [_row(picture, manifest) for picture in pictures],
+        entries,
+        ignored=_IGNORED,
     )
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG")
@@ -53,11 +57,12 @@ def errors_in_red(
 
 def _row(picture: Picture, manifest: Manifest) -> Row:
     key, image, truth, predicted = picture
-    right = float((truth == predicted)[truth != manifest.ignore_index].mean())
+    judged = (truth == predicted)[truth != manifest.ignore_index]
+    told = f"{float(judged.mean()):.1%} of the pixels right" if judged.size else "no labelled pixel"
     views = [
         image,
         overlay(image, truth, manifest.palette, _OPACITY),
         overlay(image, predicted, manifest.palette, _OPACITY),
         errors_in_red(image, truth, predicted, manifest.ignore_index),
     ]
-    return f"{key}  {right:.1%} of the pixels right", views
+    return f"{key}  {told}", views

@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,12 @@ import numpy as np
 from segfleet.client import Client
 from segfleet.errors import DataError, ModelError, SegfleetError, SettingsError
 from segfleet_jobs.pictures import encode_png
-from segfleet_pipelines.picture import decode_image, encode_mask, overlay
+from segfleet_pipelines.datasets.cityscapes import export_prediction
+from segfleet_pipelines.datasets.class_table import class_table
+from segfleet_pipelines.picture import Pixels, decode_image, encode_mask, overlay
+
+# Benchmarks whose evaluators want other labels than ours, and file names of their own: labels and stem -> name, PNG.
+LABEL_IDS: dict[str, Callable[[Pixels, str], tuple[str, bytes]]] = {"cityscapes": export_prediction}
 
 
 def load_model(folder: Path) -> Any:
@@ -36,38 +42,63 @@ def load_model(folder: Path) -> Any:
         raise ModelError(f"the model in {str(folder)!r} cannot be loaded: {error}") from error
 
 
-def predict_files(model: Any, images: list[Path], out: Path) -> list[dict[str, Any]]:
+def predict_files(model: Any, images: list[Path], out: Path, label_ids: str | None = None) -> list[dict[str, Any]]:
     """Write `STEM.png` (labels as palette indices) and `STEM-overlay.png` for each picture.
 
+    Args:
+        model: As MLflow loads it.
+        images: JPEG or PNG files.
+        out: Folder for the results.
+        label_ids: One of LABEL_IDS, to write `labelIds/NAME.png` besides, as that benchmark's evaluator wants it.
+
     Raises:
-        DataError: a picture cannot be read, two share a stem, or the folder cannot be written to.
+        DataError: a picture cannot be read, two share a stem, the folder cannot be written to, or the model or a
+            picture's name does not fit the benchmark.
     """
     stems = [image.stem for image in images]
     doubled = sorted({stem for stem in stems if stems.count(stem) > 1})
     if doubled:
         raise DataError(f"pictures with equal names would overwrite each other: {', '.join(doubled)}; rename them")
     wrapped = model.unwrap_python_model()
+    if label_ids and tuple(wrapped.class_names) != tuple(class_table(label_ids).names):
+        raise DataError(f"the model's classes are not those of {label_ids}; leave --label-ids out")
     written = []
     for path in images:
-        try:
-            picture = decode_image(path.read_bytes())
-        except (OSError, DataError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise DataError(f"picture {str(path)!r}: {reason}") from error
+        picture = _read(path)
         labels = np.asarray(model.predict(picture[None]))[0].astype(np.uint8)
-        mask_path, overlay_path = out / f"{path.stem}.png", out / f"{path.stem}-overlay.png"
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            mask_path.write_bytes(encode_mask(labels, wrapped.palette))
-            overlay_path.write_bytes(encode_png(overlay(picture, labels, wrapped.palette)))
-        except OSError as error:
-            raise DataError(f"{str(out)!r} cannot be written to: {error.strerror}; choose another --out") from error
+        files = {
+            "mask": (out / f"{path.stem}.png", encode_mask(labels, wrapped.palette)),
+            "overlay": (out / f"{path.stem}-overlay.png", encode_png(overlay(picture, labels, wrapped.palette))),
+        }
+        if label_ids:
+            # In a folder of their own: the evaluator takes every picture that begins with the name for a prediction.
+            name, data = LABEL_IDS[label_ids](labels, path.stem)
+            files["label_ids"] = (out / "labelIds" / name, data)
+        _write(files.values(), out)
         counts = np.bincount(labels.ravel(), minlength=len(wrapped.class_names)) / labels.size
         shares = {
             name: round(float(share), 4) for name, share in zip(wrapped.class_names, counts, strict=True) if share
         }
-        written.append({"image": str(path), "mask": str(mask_path), "overlay": str(overlay_path), "shares": shares})
+        targets = {what: str(target) for what, (target, _) in files.items()}
+        written.append({"image": str(path), **targets, "shares": shares})
     return written
+
+
+def _read(path: Path) -> Pixels:
+    try:
+        return decode_image(path.read_bytes())
+    except (OSError, DataError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError(f"picture {str(path)!r}: {reason}") from error
+
+
+def _write(files: Iterable[tuple[Path, bytes]], out: Path) -> None:
+    try:
+        for target, data in files:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+    except OSError as error:
+        raise DataError(f"{str(out)!r} cannot be written to: {error.strerror}; choose another --out") from error
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,6 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="NAME@ALIAS, NAME/VERSION, or the folder of a pulled model")
     parser.add_argument("images", nargs="+", type=Path, help="JPEG or PNG pictures")
     parser.add_argument("--out", required=True, type=Path, help="folder for the results")
+    parser.add_argument("--label-ids", choices=LABEL_IDS, help="write labelIds/ for this benchmark's evaluator besides")
     parser.add_argument("--json", action="store_true", help="print what was written as one JSON document")
     options = parser.parse_args(arguments)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -85,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
             if not (folder / "MLmodel").is_file():
                 with Client() as client:
                     folder = client.pull(options.model, Path(scratch) / "model")
-            written = predict_files(load_model(folder), options.images, options.out)
+            written = predict_files(load_model(folder), options.images, options.out, options.label_ids)
     except SegfleetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ModelError | SettingsError) else 1

@@ -13,7 +13,8 @@ from segfleet_jobs.optim import learning_rate, set_learning_rate
 from segfleet_jobs.ranks import Ranks
 from segfleet_models.losses import cross_entropy_sum
 from segfleet_models.segmenter import Segmenter
-from segfleet_pipelines.loader import Batch
+from segfleet_pipelines.batch import Batch
+from segfleet_pipelines.device_augment import augment_batch
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -27,12 +28,14 @@ class StepResult:
         lr: Learning rate of the step.
         num_valid: Valid pixels of the global batch.
         is_applied: False if loss or gradient was not finite and nothing was changed.
+        must_yield: Whether any rank was asked to end the attempt.
     """
 
     loss: float
     lr: float
     num_valid: int
     is_applied: bool
+    must_yield: bool
 
 
 class TrainStep:
@@ -57,8 +60,12 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=spec.train.precision == "fp16")
         self.skipped_in_a_row = 0
 
-    def __call__(self, batch: Batch) -> StepResult:
+    def __call__(self, batch: Batch, must_yield: bool = False) -> StepResult:
         """Train on this rank's part of the global batch.
+
+        Args:
+            batch: The part.
+            must_yield: Whether this rank was asked to end the attempt; after the step, all ranks know.
 
         Raises:
             NonFiniteLossError: `max_nonfinite_steps` steps in a row could not be applied.
@@ -68,7 +75,8 @@ class TrainStep:
         self._optimizer.zero_grad(set_to_none=True)
         loss_sum, num_valid = self._forward(batch)
         # One small all-reduce before the backward: if any rank's sum is not finite, the total is not finite.
-        totals = torch.stack([loss_sum.detach().double(), num_valid.double()])
+        asked = torch.tensor(float(must_yield), dtype=torch.float64, device=loss_sum.device)
+        totals = torch.stack([loss_sum.detach().double(), num_valid.double(), asked])
         self._ranks.sum_(totals)
         mean = float(totals[0] / totals[1].clamp(min=1))
         is_applied = bool(torch.isfinite(totals[0])) and self._backward(loss_sum, totals[1])
@@ -77,7 +85,7 @@ class TrainStep:
             raise NonFiniteLossError(
                 f"loss or gradient was not finite in {self.skipped_in_a_row} steps in a row up to step {batch.step}"
             )
-        return StepResult(mean, lr, int(totals[1]), is_applied)
+        return StepResult(mean, lr, int(totals[1]), is_applied, bool(totals[2] > 0))
 
     def warm_up(self, crop: int) -> None:
         """One forward and backward on an empty picture; changes neither weights nor optimiser."""
@@ -92,7 +100,10 @@ class TrainStep:
         device = self._ranks.device
         images = batch.images.to(device, non_blocking=True)
         masks = batch.masks.to(device, non_blocking=True)
-        images = self._model.normalise(images, batch.extents.to(device, non_blocking=True))
+        extents = batch.extents.to(device, non_blocking=True)
+        if batch.jitter is not None:
+            images, masks = augment_batch(images, masks, extents, batch.jitter.to(device, non_blocking=True))
+        images = self._model.normalise(images, extents)
         return cross_entropy_sum(self._patch_logits(images), masks, self._model.patch_size, self._ignore_index)
 
     def _patch_logits(self, images: torch.Tensor) -> torch.Tensor:

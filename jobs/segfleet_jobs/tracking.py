@@ -54,16 +54,24 @@ def patiently(call: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
         pause_s = min(2 * pause_s, 15.0)
 
 
-def open_run(job_id: str, spec: TrainSpec, manifest: Manifest) -> str:
+def open_run(job_id: str, spec: TrainSpec, manifest: Manifest, data_tags: Mapping[str, str] | None = None) -> str:
     """The job's one run: found by its tag, or made; with the spec, the code version and the data's content id.
+
+    Args:
+        job_id: Of the job.
+        spec: Of the job.
+        manifest: Of the dataset that is validated on.
+        data_tags: What else there is to say of the data.
 
     Raises:
         ServiceError: MLflow cannot be reached.
     """
-    return patiently(lambda: _open_run(mlflow.MlflowClient(), job_id, spec, manifest))
+    return patiently(lambda: _open_run(mlflow.MlflowClient(), job_id, spec, manifest, data_tags or {}))
 
 
-def _open_run(client: mlflow.MlflowClient, job_id: str, spec: TrainSpec, manifest: Manifest) -> str:
+def _open_run(
+    client: mlflow.MlflowClient, job_id: str, spec: TrainSpec, manifest: Manifest, data_tags: Mapping[str, str]
+) -> str:
     experiment_id = _experiment(client, f"segfleet/{spec.queue.project}")
     runs = client.search_runs([experiment_id], f"tags.`segfleet.job` = '{job_id}'", max_results=1)
     if runs:
@@ -79,7 +87,8 @@ def _open_run(client: mlflow.MlflowClient, job_id: str, spec: TrainSpec, manifes
         run_id = str(client.create_run(experiment_id, tags=tags, run_name=f"{spec.name} {job_id}").info.run_id)
     # Again for a run that was found: the attempt that made it may have died before it came to this.
     document = to_document(spec)
-    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in flatten(document).items()])
+    params = [Param(key, str(value)) for key, value in flatten(document).items()]
+    client.log_batch(run_id, params=params, tags=[RunTag(key, value) for key, value in data_tags.items()])
     client.log_dict(run_id, document, "spec.json")
     return run_id
 

@@ -20,7 +20,8 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from segfleet.errors import AttemptFencedError, CheckpointError, LaunchError
 from segfleet.spec.kinds import JobSpec, TrainSpec
 from segfleet.spec.resolve import resolve_spec, to_document
-from segfleet_jobs.attempt import AttemptClient, Credentials, Grant, Heart, exit_process
+from segfleet_jobs.attempt import AttemptClient, Credentials, Grant, Heart, Yielded, exit_process
+from segfleet_jobs.checked_data import CheckedData, check_data
 from segfleet_jobs.checkpoint import CheckpointRecord, find_step, load_checkpoint
 from segfleet_jobs.evaluation import Picture
 from segfleet_jobs.failure import classify
@@ -30,7 +31,6 @@ from segfleet_jobs.ranks import Ranks
 from segfleet_jobs.session import run_attempt
 from segfleet_jobs.tracking import Tracker, end_run, fail_run, log_model, open_run
 from segfleet_pipelines.manifest import Manifest
-from segfleet_pipelines.verify import check_shards
 
 GROUP_RESTARTS = 3
 START_FAILURES = 3
@@ -66,6 +66,10 @@ class ServiceLink:
         if pictures:
             self._tracker.picture(step, prediction_sheet(pictures, manifest))
 
+    def must_yield(self) -> bool:
+        """What the answer to a heartbeat has said."""
+        return self._heart.must_yield
+
 
 class SilentLink:
     """The link of every other rank."""
@@ -86,8 +90,12 @@ class SilentLink:
     def pictures(self, step: int, pictures: tuple[Picture, ...], manifest: Manifest) -> None:
         """Rank 0 tells."""
 
+    def must_yield(self) -> bool:
+        """Rank 0 hears it, and tells with the next step."""
+        return False
 
-def work(grant: Grant, spec: JobSpec, client: AttemptClient, heart: Heart) -> dict[str, Any]:
+
+def work(grant: Grant, spec: JobSpec, client: AttemptClient, heart: Heart) -> dict[str, Any] | Yielded:
     """Train, export and register.
 
     Raises:
@@ -97,12 +105,18 @@ def work(grant: Grant, spec: JobSpec, client: AttemptClient, heart: Heart) -> di
         raise LaunchError(f"job {grant.job_id} is of kind {spec.kind!r}, not train")
     heart.progress({"phase": "checking data", "num_steps": spec.train.steps})
     manifest = Manifest.load(spec.data.shards)
-    check_shards(spec.data.shards, (spec.data.train, spec.data.val))
+    data = check_data(spec.data)
+    for warning in data.warnings:
+        print(f"segfleet: look at the labels: {warning}", flush=True)
+    for sample in data.left_out:
+        print(f"segfleet: left out as damaged: {sample}", flush=True)
     heart.progress({"phase": "starting workers", "num_steps": spec.train.steps})
-    run_id = open_run(grant.job_id, spec, manifest)
+    run_id = open_run(grant.job_id, spec, manifest, data.tags)
     job_folder = Path(grant.storage)
     try:
-        result = _fit(grant, spec, run_id, job_folder)
+        result = _fit(grant, spec, data, run_id, job_folder)
+        if isinstance(result, Yielded):
+            return result
         heart.progress({"phase": "registering", "step": spec.train.steps, "num_steps": spec.train.steps})
         result["mlflow_run"] = run_id
         result["model"] = _export(grant, spec, manifest, run_id, job_folder, result, client)
@@ -115,12 +129,14 @@ def work(grant: Grant, spec: JobSpec, client: AttemptClient, heart: Heart) -> di
     return result
 
 
-def _fit(grant: Grant, spec: TrainSpec, run_id: str, job_folder: Path) -> dict[str, Any]:
+def _fit(grant: Grant, spec: TrainSpec, data: CheckedData, run_id: str, job_folder: Path) -> dict[str, Any] | Yielded:
     resources = spec.resources
     # Ray's own folder of this run: it wants the checkpoints it is told of inside.
     attempt_folder = job_folder / grant.credentials.attempt_id
     config = {
         "spec": to_document(spec),
+        "skips": data.skips,
+        "content_ids": data.content_ids,
         "credentials": grant.credentials,
         "run_id": run_id,
         "job_folder": str(job_folder),
@@ -143,10 +159,11 @@ def _fit(grant: Grant, spec: TrainSpec, run_id: str, job_folder: Path) -> dict[s
             failure_config=FailureConfig(max_failures=GROUP_RESTARTS, controller_failure_limit=START_FAILURES),
         ),
     )
-    return dict(trainer.fit().return_value)
+    result: dict[str, Any] | Yielded = trainer.fit().return_value
+    return result
 
 
-def _train_worker(config: dict[str, Any]) -> dict[str, Any]:
+def _train_worker(config: dict[str, Any]) -> dict[str, Any] | Yielded:
     """One rank, inside a Ray Train worker."""
     context = ray.train.get_context()
     device = get_device()
@@ -158,14 +175,15 @@ def _train_worker(config: dict[str, Any]) -> dict[str, Any]:
     ranks = Ranks(context.get_world_rank(), context.get_world_size(), device)
     credentials: Credentials = config["credentials"]
     folders = Path(config["job_folder"]), Path(config["attempt_folder"])
+    checked = config["skips"], config["content_ids"]
     client = AttemptClient(credentials)
     try:
         if not ranks.is_main:
-            return TrainingLoop(spec, ranks, SilentLink(), *folders, _report).run()
+            return TrainingLoop(spec, ranks, SilentLink(), *folders, _report, *checked).run()
         with Heart(client, exit_process) as heart:
             tracker = Tracker(config["run_id"])
             link: Link = ServiceLink(client, heart, tracker)
-            result = TrainingLoop(spec, ranks, link, *folders, _report).run()
+            result = TrainingLoop(spec, ranks, link, *folders, _report, *checked).run()
             tracker.close()
             return result
     except Exception as error:

@@ -1,49 +1,88 @@
-"""The recipe's augmentations, in the reference code's order: scale, crop with a class cap, flip, colour.
+"""The recipe's augmentations, in the reference code's order: scale, crop with a class cap, colour and flip.
 
-H, W are pixels of the picture that comes in; all arrays are uint8, pictures RGB. One difference from the reference:
-saturation and hue share one trip to HSV and back, which saves a rounding.
+Nothing is done twice or for nothing: scale and window are drawn first, on paper; the class cap is tested on the
+source's labels; only the window is decoded, and only the window is resized. Pictures are RGB; everything is uint8. What
+is exact and what is rounded: docs/decisions/0006-augmentation.md.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from segfleet.spec.sections import AugmentSpec
-from segfleet_pipelines.picture import Pixels
+from segfleet_pipelines.decode import decode_window
+from segfleet_pipelines.photometric import NUM_DRAWS, Jitter, apply_jitter, draw_jitter
+from segfleet_pipelines.picture import Pixels, Window
 
 CROP_TRIES = 10
-BRIGHTNESS = 32.0
-CONTRAST = SATURATION = (0.5, 1.5)
-HUE = 18  # of OpenCV's 180 steps
+
+_COUNTED_SIDE = 128  # pixels that the class cap looks at, along each side of a window
 
 
-def augment(
-    image: Pixels, mask: Pixels, config: AugmentSpec, crop: int, ignore_index: int, rng: np.random.Generator
-) -> tuple[Pixels, Pixels]:
+@dataclass(frozen=True, slots=True)
+class Augmented:
+    """One sample as the batch takes it, not padded.
+
+    Attributes:
+        image: RGB, (h, w, 3).
+        mask: Labels, (h, w).
+        jitter: What is left to the device: the fields of a `photometric.Jitter`, (7,); None if nothing is.
+    """
+
+    image: Pixels
+    mask: Pixels
+    jitter: npt.NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """A window of the source, and the size it comes out with.
+
+    Attributes:
+        window: In source pixels.
+        height: Of the result, pixels.
+        width: Of the result, pixels.
+    """
+
+    window: Window
+    height: int
+    width: int
+
+
+def augment_sample(
+    image: bytes, mask: Pixels, config: AugmentSpec, crop: int, ignore_index: int, rng: np.random.Generator
+) -> Augmented:
     """Augment one sample.
 
     Args:
-        image: RGB, (H, W, 3).
-        mask: Labels, (H, W).
+        image: JPEG or PNG.
+        mask: Labels, (H, W); only read.
         config: Which augmentations, and how strong.
         crop: Upper bound of the result's sides, pixels.
         ignore_index: Label that the class cap does not count.
-        rng: All randomness; equal generators give equal results.
+        rng: All randomness. The same amount is drawn whatever happens, so where the jitter is applied changes nothing.
 
     Returns:
-        Picture (h, w, 3) and mask (h, w) with h, w <= crop, not padded.
+        Picture and mask with sides <= crop, perhaps as views.
+
+    Raises:
+        DataError: the picture is unreadable, or not of the mask's size.
     """
-    height, width = scaled_size(mask.shape[0], mask.shape[1], config, rng.uniform(config.scale_min, config.scale_max))
-    mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
-    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    top, left = choose_crop(mask, crop, config.class_cap, ignore_index, rng)
-    window = np.s_[top : top + crop, left : left + crop]
-    image, mask = image[window], mask[window]
-    if rng.random() < config.flip:
-        image, mask = image[:, ::-1], mask[:, ::-1]
-    image, mask = np.ascontiguousarray(image), np.ascontiguousarray(mask)
-    return (distort(image, rng) if config.photometric else image), mask
+    draws = rng.random(1 + 2 * (CROP_TRIES + 1) + NUM_DRAWS)
+    source_height, source_width = mask.shape
+    scale = config.scale_min + (config.scale_max - config.scale_min) * float(draws[0])
+    size = scaled_size(source_height, source_width, config, scale)
+    chosen = choose_crop(mask, size, crop, config.class_cap, ignore_index, draws[1:-NUM_DRAWS].reshape(-1, 2))
+    picture = _resized(decode_window(image, chosen.window, (source_height, source_width)), chosen, cv2.INTER_LINEAR)
+    labels = _resized(chosen.window.of(mask), chosen, cv2.INTER_NEAREST)
+    jitter = draw_jitter(config, draws[-NUM_DRAWS:])
+    if config.on_device:
+        return Augmented(picture, labels, jitter)
+    return Augmented(*apply_jitter(picture, labels, Jitter(*jitter.tolist())), None)
 
 
 def scaled_size(height: int, width: int, config: AugmentSpec, scale: float) -> tuple[int, int]:
@@ -58,77 +97,60 @@ def scaled_size(height: int, width: int, config: AugmentSpec, scale: float) -> t
 
 
 def choose_crop(
-    mask: Pixels, crop: int, class_cap: float, ignore_index: int, rng: np.random.Generator
-) -> tuple[int, int]:
-    """Top and left of a crop in which no class fills `class_cap` of the labelled pixels.
+    mask: Pixels,
+    size: tuple[int, int],
+    crop: int,
+    class_cap: float,
+    ignore_index: int,
+    draws: npt.NDArray[np.float64],
+) -> Crop:
+    """A crop of the scaled picture in which no class fills `class_cap` of the labelled pixels.
 
-    Ten candidates are tried; the eleventh is taken as it is. A cap of 1 takes the first.
+    Each candidate but the last is taken only if it keeps the cap; the last is taken as it is. A cap of 1 takes the
+    first.
+
+    Args:
+        mask: Labels before scaling, (H, W).
+        size: Height and width after scaling, pixels.
+        crop: Upper bound of the result's sides, pixels.
+        class_cap: Share that no class may reach.
+        ignore_index: Label that is not counted.
+        draws: Place of each candidate's upper left corner in its range, in [0, 1), (N, 2).
     """
-    margin_h, margin_w = max(mask.shape[0] - crop, 0), max(mask.shape[1] - crop, 0)
-    if margin_h == margin_w == 0:
-        return 0, 0
-    for _ in range(CROP_TRIES if class_cap < 1 else 0):
-        top, left = _corner(margin_h, margin_w, rng)
-        if _is_mixed(mask[top : top + crop, left : left + crop], class_cap, ignore_index):
-            return top, left
-    return _corner(margin_h, margin_w, rng)
+    (source_height, source_width), (scaled_height, scaled_width) = mask.shape, size
+    height, width = min(scaled_height, crop), min(scaled_width, crop)
+    is_whole = size == (height, width)
+    candidates = draws if class_cap < 1 and not is_whole else draws[-1:]
+    for number, (down, along) in enumerate(candidates.tolist(), 1):
+        top, bottom = _source_span(down, height, scaled_height, source_height)
+        left, right = _source_span(along, width, scaled_width, source_width)
+        window = Window(top, left, bottom - top, right - left)
+        if number == len(candidates) or _is_mixed(window.of(mask), class_cap, ignore_index):
+            break
+    return Crop(window, height, width)
 
 
-def distort(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """Photometric distortion of an RGB picture (h, w, 3): brightness, contrast, saturation, hue, each with odds 1/2."""
-    if rng.random() < 0.5:
-        image = cv2.LUT(image, _linear_table(1.0, rng.uniform(-BRIGHTNESS, BRIGHTNESS)))
-    contrast_first, contrast = rng.random() < 0.5, None
-    if rng.random() < 0.5:
-        contrast = _linear_table(rng.uniform(*CONTRAST), 0.0)
-    if contrast is not None and contrast_first:
-        image = cv2.LUT(image, contrast)
-    image = _distort_hsv(image, rng)
-    if contrast is not None and not contrast_first:
-        image = cv2.LUT(image, contrast)
-    return image
+def _source_span(draw: float, length: int, scaled: int, source: int) -> tuple[int, int]:
+    """Source pixels [begin, end) of a drawn span of the scaled side, to the nearest whole pixel, at least one."""
+    start = int(draw * (scaled - length + 1))
+    begin = min(int(start * source / scaled + 0.5), source - 1)
+    return begin, max(begin + 1, int((start + length) * source / scaled + 0.5))
 
 
-def pad_sample(image: Pixels, mask: Pixels, crop: int, ignore_index: int) -> tuple[Pixels, Pixels, tuple[int, int]]:
-    """Put a sample into the upper left corner of a square.
+def _is_mixed(labels: Pixels, class_cap: float, ignore_index: int) -> bool:
+    """Whether no class reaches the cap among the labelled pixels, counted on a grid of about 128 x 128 of them.
 
-    Returns:
-        Picture (crop, crop, 3) with 0 right and below, mask (crop, crop) with `ignore_index` there, and the sample's
-        own (height, width). The 0 is a placeholder: the model writes the mean colour beyond the extent.
+    Regions of a class are far larger than the grid's step (every fourth pixel of a 512 crop), so the counted share is
+    within a percent of the true one, and only crops that near the cap can be judged otherwise. A window of one class,
+    or with specks of others, has a share of 1 or nearly: the rule that there must be two classes is kept too.
     """
-    height, width = mask.shape
-    square = np.zeros((crop, crop, 3), np.uint8)
-    labels = np.full((crop, crop), ignore_index, np.uint8)
-    square[:height, :width] = image
-    labels[:height, :width] = mask
-    return square, labels, (height, width)
-
-
-def _corner(margin_h: int, margin_w: int, rng: np.random.Generator) -> tuple[int, int]:
-    return int(rng.integers(margin_h + 1)), int(rng.integers(margin_w + 1))
-
-
-def _is_mixed(mask: Pixels, class_cap: float, ignore_index: int) -> bool:
-    counts = cv2.calcHist([mask], [0], None, [256], [0, 256]).ravel()
+    rows, columns = (max(1, side // _COUNTED_SIDE) for side in labels.shape)
+    counts = np.bincount(labels[rows // 2 :: rows, columns // 2 :: columns].ravel(), minlength=256)
     counts[ignore_index] = 0
-    return int(np.count_nonzero(counts)) > 1 and float(counts.max()) / float(counts.sum()) < class_cap
+    return bool(counts.max() < class_cap * counts.sum())
 
 
-def _distort_hsv(image: Pixels, rng: np.random.Generator) -> Pixels:
-    saturation = rng.uniform(*SATURATION) if rng.random() < 0.5 else None
-    hue = int(rng.integers(-HUE, HUE)) if rng.random() < 0.5 else None
-    if saturation is None and hue is None:
-        return image
-    tables = np.tile(np.arange(256, dtype=np.uint8)[:, None], 3)
-    if hue is not None:
-        tables[:, 0] = (np.arange(256) + hue) % 180
-    if saturation is not None:
-        tables[:, 1] = _linear_table(saturation, 0.0)
-    hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), tables.reshape(256, 1, 3))
-    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), np.uint8)
-
-
-def _linear_table(alpha: float, beta: float) -> Pixels:
-    """alpha * x + beta for every byte x, clipped and cut down to a byte as the reference does for every pixel."""
-    table: Pixels = np.clip(np.arange(256, dtype=np.float32) * alpha + beta, 0, 255).astype(np.uint8)
-    return table
+def _resized(pixels: Pixels, crop: Crop, interpolation: int) -> Pixels:
+    if pixels.shape[:2] == (crop.height, crop.width):
+        return pixels
+    return np.asarray(cv2.resize(pixels, (crop.width, crop.height), interpolation=interpolation), np.uint8)

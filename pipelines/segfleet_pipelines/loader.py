@@ -1,4 +1,4 @@
-"""Batches for training and samples for evaluation: a WebDataset pipeline over the sample plan.
+"""Batches for training and samples for evaluation: a WebDataset pipeline over the plan.
 
 The plan is the source, so nothing depends on the number of loader processes: process p of P builds the batches
 p, p + P, p + 2P, ... and torch's loader hands them out in turn, which is their order again.
@@ -6,139 +6,125 @@ p, p + P, p + 2P, ... and torch's loader hands them out in turn, which is their 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import cv2
-import numpy as np
 import torch
 import webdataset as wds
-from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from segfleet.errors import DataError
-from segfleet.spec.sections import AugmentSpec
-from segfleet_pipelines.augment import augment as augment_sample
-from segfleet_pipelines.augment import pad_sample
-from segfleet_pipelines.picture import Pixels, decode_image, decode_mask
-from segfleet_pipelines.plan import SampleRef, batch_plan, sample_rng
+from segfleet.spec.sections import AugmentSpec, DataSpec, LoopSpec
+from segfleet_pipelines.batch import Batch, BatchBuilder, EvalBuilder, EvalSample, Failure, Part, Skips
+from segfleet_pipelines.mixture import open_datasets
+from segfleet_pipelines.plan import OrderPlan
+from segfleet_pipelines.prefetch import ShardFetcher
 from segfleet_pipelines.reader import SampleIndex
 
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One rank's part of one global batch, in slot order.
-
-    Attributes:
-        images: RGB, uint8 (B, crop, crop, 3); 0 beyond the extents.
-        masks: Labels, uint8 (B, crop, crop); the ignore index beyond the extents.
-        extents: Height and width of each sample before padding, int64 (B, 2).
-        keys: Of the samples.
-        step: The global step that the batch belongs to.
-    """
-
-    images: Tensor
-    masks: Tensor
-    extents: Tensor
-    keys: tuple[str, ...]
-    step: int
-
-
-@dataclass(frozen=True, slots=True)
-class EvalSample:
-    """One sample as it was prepared.
-
-    Attributes:
-        index: Its place in the split.
-        key: Its key.
-        image: RGB, uint8 (H, W, 3).
-        mask: Labels, uint8 (H, W).
-    """
-
-    index: int
-    key: str
-    image: Pixels
-    mask: Pixels
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """An error on its way out of a loader process: torch would bury the message in a traceback."""
-
-    message: str
+# Batches that each loader process may be ahead.
+PREFETCH = 2
 
 
 def train_loader(
-    location: str | Path,
-    split: str,
-    *,
+    data: DataSpec,
     augment: AugmentSpec,
-    crop: int,
-    seed: int,
-    global_batch: int,
-    rank: int,
-    world_size: int,
-    start_step: int,
-    num_steps: int,
-    processes: int,
+    loop: LoopSpec,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    start_step: int = 0,
+    skips: Skips = (),
+    content_ids: Sequence[str] = (),
+    pin_memory: bool = False,
 ) -> Iterable[Batch]:
-    """Batches of the steps start_step .. num_steps - 1, in order.
+    """Batches of the steps start_step .. loop.steps - 1, in order.
 
     Args:
-        location: Folder of the prepared dataset.
-        split: Name of the split.
+        data: Which datasets, and how they are shuffled and mixed.
         augment: What happens to each sample, by randomness of (seed, epoch, sample index) alone.
-        crop: Side of a batch's pictures, pixels.
-        seed: Of order and augmentation.
-        global_batch: Samples a step over all ranks; `world_size` divides it.
+        loop: Steps, global batch, crop, seed, last batch and loader processes (0: the caller's own).
         rank: Of this worker.
-        world_size: Number of workers.
+        world_size: Number of workers; a divisor of the global batch.
         start_step: First step; a resumed job's next one.
-        num_steps: Steps of the whole job, not of this loader.
-        processes: Loader processes; 0 builds the batches in the caller's.
+        skips: For each of `data.sources` the samples to leave out; their slots stay empty, so no other sample moves.
+        content_ids: For each of `data.sources` what it must hold; empty: whatever it does.
+        pin_memory: Put the batches into page-locked memory, from which a GPU copies while it computes.
 
     Raises:
-        DataError: no such dataset or split; while iterating: damage, with shard and key.
+        DataError: no such dataset or split, other content, or datasets that do not fit together; while iterating:
+            damage, with shard and key.
         ValueError: the ranks do not divide the batch.
     """
-    index = SampleIndex.load(location, split)
-    batch_plan(seed, len(index), start_step, global_batch, rank, world_size)
-    build = _BatchBuilder(index, augment, crop, seed)
-    plan = _TrainPlan(seed, len(index), global_batch, rank, world_size, start_step, num_steps)
-    return cast(Iterable[Batch], _pipeline(plan, build, processes))
+    indexes = open_datasets(data.sources)
+    for index, content_id in zip(indexes, content_ids, strict=bool(content_ids)):
+        _require_content(index, content_id)
+    skips = skips or (frozenset[int](),) * len(indexes)
+    plan = OrderPlan(
+        tuple(tuple(index.shard_counts.tolist()) for index in indexes),
+        tuple(source.weight for source in data.sources),
+        loop.seed,
+        loop.global_batch,
+        loop.last_batch,
+        data.shuffle_shards,
+    )
+    slots = plan.slots(rank, world_size)
+    source = _TrainPlan(plan, slots, rank, world_size, range(start_step, loop.steps), skips)
+    build = BatchBuilder(indexes, skips, augment, loop.crop, loop.seed)
+    pipeline = _pipeline(source, build, loop.loader_processes, pin_memory)
+    if any(index.is_remote for index in indexes):
+        fetcher = ShardFetcher(plan, lambda dataset, shard: indexes[dataset].fetch(shard))
+        pipeline = pipeline.compose(fetcher.follow)
+    return cast(Iterable[Batch], pipeline)
 
 
 def eval_samples(
-    location: str | Path, split: str, *, rank: int, world_size: int, processes: int = 0
+    location: str | Path, split: str, *, rank: int, world_size: int, processes: int = 0, content_id: str = ""
 ) -> Iterable[EvalSample]:
     """Every sample of a split exactly once over all ranks; rank r has the samples r, r + R, r + 2R, ...
 
     Raises:
-        DataError: no such dataset or split; while iterating: damage, with shard and key.
+        DataError: no such dataset or split, or not of the content id, if one is given; while iterating: damage, with
+            shard and key.
     """
     index = SampleIndex.load(location, split)
+    if content_id:
+        _require_content(index, content_id)
     own = range(rank, len(index), world_size)
-    return cast(Iterable[EvalSample], _pipeline(_EvalPlan(own), _EvalBuilder(index), processes))
+    return cast(Iterable[EvalSample], _pipeline(_EvalPlan(own), EvalBuilder(index), processes))
+
+
+def _require_content(index: SampleIndex, content_id: str) -> None:
+    """A dataset may be exchanged as a whole while a job runs: then every byte of it is sound, and another."""
+    if (found := index.manifest.content_id) != content_id:
+        raise DataError(
+            f"dataset {index.address} has content id {found[:12]}, the job began on {content_id[:12]}; "
+            "put the data back, or submit a new job"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class _TrainPlan:
     """Source stage: this loader process's share of the steps, each with its samples."""
 
-    seed: int
-    num_samples: int
-    global_batch: int
+    plan: OrderPlan
+    slots: range
     rank: int
     world_size: int
-    start_step: int
-    num_steps: int
+    steps: range
+    skips: Skips
 
-    def __call__(self) -> Iterator[tuple[int, list[SampleRef]]]:
+    def __call__(self) -> Iterator[Part]:
         first, stride = _loader_process()
-        for step in range(self.start_step + first, self.num_steps, stride):
-            yield step, batch_plan(self.seed, self.num_samples, step, self.global_batch, self.rank, self.world_size)
+        for step in self.steps[first::stride]:
+            refs = self.plan.samples(step, self.rank, self.world_size)
+            yield Part(step, self.slots, refs, self._count_skipped(step))
+
+    def _count_skipped(self, step: int) -> int:
+        if not any(self.skips):
+            return 0
+        return sum(ref.index in self.skips[ref.dataset] for ref in self.plan.samples(step))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,75 +138,18 @@ class _EvalPlan:
         yield from self.samples[first::stride]
 
 
-@dataclass(frozen=True, slots=True)
-class _BatchBuilder:
-    """Stage: a step's samples, read, decoded, augmented, padded and stacked."""
-
-    index: SampleIndex
-    augment: AugmentSpec
-    crop: int
-    seed: int
-
-    def __call__(self, planned: tuple[int, list[SampleRef]]) -> Batch | _Failure:
-        step, refs = planned
-        ignore_index = self.index.manifest.ignore_index
-        images = np.zeros((len(refs), self.crop, self.crop, 3), np.uint8)
-        masks = np.full((len(refs), self.crop, self.crop), ignore_index, np.uint8)
-        extents = np.zeros((len(refs), 2), np.int64)
-        keys = []
-        for place, ref in enumerate(refs):
-            try:
-                key, image, mask = _decoded(self.index, ref.index)
-            except DataError as error:
-                return _Failure(str(error))
-            rng = sample_rng(self.seed, ref.epoch, ref.index)
-            image, mask = augment_sample(image, mask, self.augment, self.crop, ignore_index, rng)
-            images[place], masks[place], extents[place] = pad_sample(image, mask, self.crop, ignore_index)
-            keys.append(key)
-        return Batch(torch.from_numpy(images), torch.from_numpy(masks), torch.from_numpy(extents), tuple(keys), step)
-
-
-@dataclass(frozen=True, slots=True)
-class _EvalBuilder:
-    """Stage: a sample, read and decoded."""
-
-    index: SampleIndex
-
-    def __call__(self, i: int) -> EvalSample | _Failure:
-        try:
-            return EvalSample(i, *_decoded(self.index, i))
-        except DataError as error:
-            return _Failure(str(error))
-
-
-def _decoded(index: SampleIndex, i: int) -> tuple[str, Pixels, Pixels]:
-    """Key, picture and mask of sample `i`; damage names shard and key."""
-    key, image_bytes, mask_bytes = index.read_sample(i)
-    try:
-        image, mask = decode_image(image_bytes), decode_mask(mask_bytes)
-        if image.shape[:2] != mask.shape or mask.shape != tuple(index.sizes[i]):
-            raise DataError(f"picture {image.shape[:2]}, mask {mask.shape} and index {index.sizes[i]} differ in size")
-        # A label beyond the classes would kill a GPU's context for good: it must not leave this process.
-        if cv2.countNonZero(cv2.LUT(mask, _foreign_labels(index))):
-            raise DataError(f"labels beyond the {index.manifest.num_classes} classes")
-    except DataError as error:
-        raise DataError(f"shard {index.shard_of(i)!r}, key {key!r}: {error}; prepare the dataset again") from error
-    return key, image, mask
-
-
-def _foreign_labels(index: SampleIndex) -> Pixels:
-    table = np.ones(256, np.uint8)
-    table[: index.manifest.num_classes] = 0
-    table[index.manifest.ignore_index] = 0
-    return table
-
-
-def _pipeline(plan: _TrainPlan | _EvalPlan, build: _BatchBuilder | _EvalBuilder, processes: int) -> wds.WebLoader:
+def _pipeline(
+    plan: _TrainPlan | _EvalPlan, build: BatchBuilder | EvalBuilder, processes: int, pin_memory: bool = False
+) -> wds.WebLoader:
     loader = wds.WebLoader(
         wds.DataPipeline(plan, wds.map(build)),
         batch_size=None,
         collate_fn=_unchanged,
         num_workers=processes,
+        prefetch_factor=PREFETCH if processes else None,
+        # Forked processes share the index; any other start would copy it into each.
+        multiprocessing_context="fork" if processes else None,
+        pin_memory=pin_memory,
         # torch draws a seed for its processes; from a generator of their own, or the model's dropout would shift.
         generator=torch.Generator(),
     )
@@ -245,7 +174,7 @@ def _raise_failures(source: Iterator[object]) -> Iterator[object]:
     """
     failure = None
     for item in source:
-        if isinstance(item, _Failure):
+        if isinstance(item, Failure):
             failure = item
             break
         yield item

@@ -1,35 +1,40 @@
-"""Where a dataset lives: a folder's path or a file:// address, and nothing that could start a program or a download."""
+"""Where a dataset lives, as pipelines understand it."""
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from segfleet.errors import DataError
+from segfleet.spec.location import Location, split_location
 
-# Two letters and more: one letter is a drive on some systems, and none of the schemes to refuse is that short.
-_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")
+
+def parse_location(location: str | Path) -> Location:
+    """Take a location apart; a path becomes absolute.
+
+    Args:
+        location: A path, file://, s3://, gs://, http:// or https://. Anything else is refused, above all `pipe:`,
+            which WebDataset would hand to a shell.
+
+    Raises:
+        DataError: no location, or one that holds more than a place (see `split_location`).
+    """
+    try:
+        found = Location("file", "", str(location)) if isinstance(location, Path) else split_location(location)
+        if found.folder is None:
+            return found
+        return replace(found, path=str(found.folder.expanduser().absolute()))
+    except (ValueError, RuntimeError) as error:
+        raise DataError(f"not a location: {error}") from None
 
 
 def resolve_location(location: str | Path) -> Path:
-    """The folder that a location names, as an absolute path.
-
-    Args:
-        location: A path, `file:///absolute/path` or `file://localhost/absolute/path`. Any other scheme is refused,
-            above all `pipe:`, which WebDataset would hand to a shell.
+    """The folder that a location names, as an absolute path, for what must be on this machine.
 
     Raises:
-        DataError: another scheme or another host.
+        DataError: no location, or one elsewhere.
     """
-    text = str(location)
-    if not text.strip() or "\0" in text:
-        raise DataError(f"location {text!r} is not a path; give a folder")
-    if text.startswith("file://"):
-        parts = urlsplit(text)
-        if parts.netloc not in ("", "localhost"):
-            raise DataError(f"location {text!r} names the host {parts.netloc!r}; write file:///absolute/path")
-        return Path(unquote(parts.path)).absolute()
-    if isinstance(location, str) and _SCHEME.match(text):
-        raise DataError(f"location {text!r} is not supported; use a folder's path (or ./{text}) or file:///path")
-    return Path(text).expanduser().absolute()
+    found = parse_location(location)
+    if found.folder is None:
+        raise DataError(f"location {str(found)!r} is not on this machine; use a folder's path or file:///path here")
+    return found.folder

@@ -8,25 +8,26 @@ import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from segfleet.errors import DataError
-from segfleet_pipelines.location import resolve_location
+from segfleet.errors import DataError, FileMissingError
+from segfleet_pipelines.storage import open_storage
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "samples.parquet"
 MAX_CLASSES = 255
+SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.tar")
 
-_SHARD_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}-[0-9]{6}\.tar")
 _CLOSED = ConfigDict(extra="forbid", strict=True)
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 Color = tuple[Byte, Byte, Byte]
+Images = Literal["keep", "jpeg95"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class Manifest:
         ignore_index: Label of pixels that are neither trained on nor scored; K..255.
         splits: By name, never empty.
         index: samples.parquet.
+        images: `keep`: pictures as they were; `jpeg95`: PNG pictures have become JPEG of quality 95, 4:4:4.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
@@ -78,6 +80,7 @@ class Manifest:
     ignore_index: Byte
     splits: Annotated[dict[str, SplitInfo], Field(min_length=1)]
     index: FileInfo
+    images: Images = "keep"
 
     @property
     def num_classes(self) -> int:
@@ -94,8 +97,7 @@ class Manifest:
             "ignore_index": self.ignore_index,
             "splits": {name: asdict(split) for name, split in self.splits.items()},
         }
-        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return _hash(content)
 
     def split(self, name: str) -> SplitInfo:
         """The split of that name.
@@ -112,54 +114,78 @@ class Manifest:
         """Read and check the manifest of a prepared dataset.
 
         Args:
-            location: The dataset's folder: a path or file://.
+            location: The dataset's folder (see `parse_location`).
 
         Raises:
             DataError: no dataset there, a manifest of another format version, or a damaged one.
         """
-        path = resolve_location(location) / MANIFEST_NAME
+        storage = open_storage(location)
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            hint = "run 'segfleet prepare' to make one" if path.parent.is_dir() else "the folder does not exist"
+            data = storage.read(MANIFEST_NAME)
+        except FileMissingError as error:
+            is_gone = storage.folder is not None and not storage.folder.is_dir()
+            hint = "the folder does not exist" if is_gone else "run 'segfleet prepare' to make one"
             raise DataError(
-                f"no prepared dataset in {str(path.parent)!r}: {MANIFEST_NAME} is missing; {hint}"
+                f"no prepared dataset in {storage.address!r}: {MANIFEST_NAME} is missing; {hint}"
             ) from error
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from error
-        except ValueError as error:
-            raise _damaged(path, f"not readable as JSON ({error})") from error
-        return _from_document(document, path)
+        return cls.parse(data, f"{storage.address}/{MANIFEST_NAME}")
+
+    @classmethod
+    def parse(cls, data: bytes, where: str) -> Manifest:
+        """The manifest that `encode` gave these bytes; not one byte may differ.
+
+        Args:
+            data: A whole manifest.json.
+            where: Its path or address, for errors.
+
+        Raises:
+            DataError: another format version, or damaged.
+        """
+        try:
+            manifest = _from_document(json.loads(data), where)
+        except (ValueError, RecursionError) as error:
+            raise _damaged(where, f"not readable as JSON ({error})") from error
+        if data != manifest.encode():
+            raise _damaged(where, "its bytes are not those that were written")
+        return manifest
+
+    def encode(self) -> bytes:
+        """manifest.json, byte for byte; `digest` is the SHA-256 of everything else in it."""
+        document = {"format_version": FORMAT_VERSION, "content_id": self.content_id, **asdict(self)}
+        sealed = {**document, "digest": _hash(document)}
+        return json.dumps(sealed, indent=2, ensure_ascii=False).encode() + b"\n"
 
     def save(self, folder: Path) -> None:
         """Write manifest.json into `folder`, durably."""
-        document = {"format_version": FORMAT_VERSION, "content_id": self.content_id, **asdict(self)}
-        with (folder / MANIFEST_NAME).open("x", encoding="utf-8") as file:
-            json.dump(document, file, indent=2, ensure_ascii=False)
-            file.write("\n")
+        with (folder / MANIFEST_NAME).open("xb") as file:
+            file.write(self.encode())
             file.flush()
             os.fsync(file.fileno())
 
 
-def _from_document(document: Any, path: Path) -> Manifest:
+def _from_document(document: Any, where: str) -> Manifest:
     if not isinstance(document, dict):
-        raise _damaged(path, "not a JSON object")
-    version = document.pop("format_version", None)
+        raise _damaged(where, "not a JSON object")
+    version = document.get("format_version")
     if version != FORMAT_VERSION:
         raise DataError(
-            f"{path} has format version {version!r}, this program reads {FORMAT_VERSION}; prepare the dataset again"
+            f"{where} has format version {version!r}, this program reads {FORMAT_VERSION}; prepare the dataset again"
         )
-    recorded = document.pop("content_id", None)
+    recorded = {name: document.get(name) for name in ("digest", "content_id")}
+    fields = {name: value for name, value in document.items() if name not in (*recorded, "format_version")}
     try:
-        manifest = _MANIFEST.validate_json(json.dumps(document))
+        manifest = _MANIFEST.validate_json(json.dumps(fields))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise _damaged(path, f"{place}: {first['msg']}") from error
+        raise _damaged(where, f"{place}: {first['msg']}") from error
     if wrong := _contradiction(manifest):
-        raise _damaged(path, wrong)
-    if recorded != manifest.content_id:
-        raise _damaged(path, f"content id is {recorded!r}, the content gives {manifest.content_id!r}")
+        raise _damaged(where, wrong)
+    if recorded["content_id"] != manifest.content_id:
+        raise _damaged(where, f"content id is {recorded['content_id']!r}, the content gives {manifest.content_id!r}")
+    digest = _hash({name: value for name, value in document.items() if name != "digest"})
+    if recorded["digest"] != digest:
+        raise _damaged(where, f"digest is {recorded['digest']!r}, the fields give {digest!r}")
     return manifest
 
 
@@ -173,8 +199,8 @@ def _contradiction(manifest: Manifest) -> str:
         return f"index.file is {manifest.index.file!r}, not {INDEX_NAME!r}"
     names = [shard.file for split in manifest.splits.values() for shard in split.shards]
     # A shard's name is joined to the folder's path: it must not lead out of it.
-    if unsafe := next((name for name in names if not _SHARD_NAME.fullmatch(name)), None):
-        return f"{unsafe!r} is not a shard's name"
+    if unsafe := [name for name in names if not SHARD_NAME.fullmatch(name)]:
+        return f"{unsafe[0]!r} is not a shard's name"
     if len(set(names)) < len(names):
         return "a shard is listed twice"
     for name, split in manifest.splits.items():
@@ -184,8 +210,13 @@ def _contradiction(manifest: Manifest) -> str:
     return ""
 
 
-def _damaged(path: Path, what: str) -> DataError:
-    return DataError(f"{path} is damaged: {what}; restore it or prepare the dataset again")
+def _hash(document: dict[str, Any]) -> str:
+    """SHA-256, hex, of the canonical JSON: sorted keys, no spaces, ASCII."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _damaged(where: str, what: str) -> DataError:
+    return DataError(f"{where} is damaged: {what}; restore it or prepare the dataset again")
 
 
 _MANIFEST = TypeAdapter(Manifest)

@@ -9,16 +9,20 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from segfleet.errors import DataError
-from segfleet_pipelines.picture import Palette, Pixels, colorize, decode_image, decode_mask, overlay
+from segfleet_pipelines.mask_codec import unpack_mask
+from segfleet_pipelines.picture import Palette, Pixels, colorize, decode_image, overlay
 from segfleet_pipelines.reader import SampleIndex
 
 Color = tuple[int, int, int]
 Row = tuple[str, Sequence[Pixels]]
+Entry = tuple[str, Color | None]  # of the legend; None: striped
 
 _TILE_WIDTH, _TILE_HEIGHT = 300, 225  # a picture is scaled to fit, pixels
 _GAP, _TEXT, _SWATCH = 12, 18, 14
 _PAPER, _INK, _FAINT = (255, 255, 255), (30, 30, 30), (110, 110, 110)
-_IGNORED = (0, 0, 0)
+# Ignored pixels are striped: plain black, white or grey may be a class.
+_STRIPES: Palette = ((255, 255, 255), (150, 150, 150))
+_STRIPE = 3  # width of a stripe, pixels of the sheet
 
 
 def write_sheet(location: str | Path, out: Path, split: str, count: int = 12) -> None:
@@ -33,9 +37,12 @@ def write_sheet(location: str | Path, out: Path, split: str, count: int = 12) ->
     manifest = index.manifest
     chosen = np.unique(np.linspace(0, len(index) - 1, min(count, len(index))).round().astype(int))
     rows = [_sample_row(index, int(i)) for i in chosen]
-    shown = np.flatnonzero(index.class_pixels.sum(axis=0))
+    shown = np.flatnonzero(index.class_pixels[chosen].sum(axis=0))
     title = f"{manifest.name}, {split}: {len(chosen)} of {len(index)} samples"
-    entries = [(manifest.class_names[i], manifest.palette[i]) for i in shown]
+    names: dict[Color, list[str]] = {}
+    for i in shown:
+        names.setdefault(manifest.palette[i], []).append(manifest.class_names[i])
+    entries = [(" / ".join(same), color) for color, same in names.items()]
     sheet = compose_sheet(title, rows, entries, columns=2)
     try:
         sheet.save(out, format="PNG")
@@ -44,7 +51,12 @@ def write_sheet(location: str | Path, out: Path, split: str, count: int = 12) ->
 
 
 def compose_sheet(
-    title: str, rows: Sequence[Row], entries: Sequence[tuple[str, Color]], *, columns: int = 1
+    title: str,
+    rows: Sequence[Row],
+    entries: Sequence[tuple[str, Color]],
+    *,
+    columns: int = 1,
+    ignored: Color | None = None,
 ) -> Image.Image:
     """Lay out views, each scaled to fit a tile.
 
@@ -53,21 +65,32 @@ def compose_sheet(
         rows: A caption and its views, every row with as many; RGB (H, W, 3).
         entries: The legend: names and colours.
         columns: Rows that stand side by side.
+        ignored: Colour of ignored pixels in the views; None: they are striped.
     """
     tiles = [(caption, [_scaled(view) for view in views]) for caption, views in rows]
-    return _assemble(title, tiles, entries, min(columns, len(tiles)))
+    legend = [*entries, ("ignored", ignored)]
+    return _assemble(title, tiles, legend, min(columns, len(tiles)))
 
 
 def _sample_row(index: SampleIndex, i: int) -> Row:
     """Caption, then picture, overlay and mask."""
     key, image_bytes, mask_bytes = index.read_sample(i)
     try:
-        image, mask = decode_image(image_bytes), decode_mask(mask_bytes)
+        height, width = index.sizes[i].tolist()
+        image, mask = decode_image(image_bytes), unpack_mask(mask_bytes, index.members(i)[1], height, width)
     except DataError as error:
         raise DataError(f"shard {index.shard_of(i)!r}, key {key!r}: {error}") from error
     palette: Palette = index.manifest.palette
+    return f"{key}  {width} x {height}", [image, overlay(image, mask, palette), _mask_view(mask, palette)]
+
+
+def _mask_view(mask: Pixels, palette: Palette) -> Pixels:
+    """Colours of a mask, (H, W, 3); labels beyond the palette are striped, at the same width on every sheet."""
     height, width = mask.shape
-    return f"{key}  {width} x {height}", [image, overlay(image, mask, palette), colorize(mask, palette)]
+    period = max(1, round(_STRIPE / min(_TILE_WIDTH / width, _TILE_HEIGHT / height, 1)))
+    stripes = np.asarray(_STRIPES, np.uint8)[np.add.outer(np.arange(height), np.arange(width)) // period % 2]
+    view: Pixels = np.where((mask < len(palette))[..., None], colorize(mask, palette), stripes)
+    return view
 
 
 def _scaled(picture: Pixels) -> Image.Image:
@@ -79,7 +102,7 @@ def _scaled(picture: Pixels) -> Image.Image:
 
 
 def _assemble(
-    title: str, rows: Sequence[tuple[str, list[Image.Image]]], entries: Sequence[tuple[str, Color]], columns: int
+    title: str, rows: Sequence[tuple[str, list[Image.Image]]], entries: Sequence[Entry], columns: int
 ) -> Image.Image:
     font, small = ImageFont.load_default(18), ImageFont.load_default(13)
     views_a_row = len(rows[0][1])
@@ -93,7 +116,10 @@ def _assemble(
     draw = ImageDraw.Draw(sheet)
     draw.text((2 * _GAP, _GAP), title, _INK, font)
     top = 2 * _GAP + _TEXT
-    for (name, color), (x, y) in zip([*entries, ("ignored", _IGNORED)], legend, strict=True):
+    for (name, color), (x, y) in zip(entries, legend, strict=True):
+        if color is None:
+            striped = _mask_view(np.zeros((_SWATCH, _SWATCH), np.uint8), ())
+            sheet.paste(Image.fromarray(striped), (x, top + y))
         draw.rectangle((x, top + y, x + _SWATCH, top + y + _SWATCH), color, _FAINT)
         draw.text((x + _SWATCH + 5, top + y), name, _INK, small)
     top += legend_height
@@ -109,12 +135,12 @@ def _assemble(
 
 
 def _legend_places(
-    entries: Sequence[tuple[str, Color]], width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont
+    entries: Sequence[Entry], width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont
 ) -> list[tuple[int, int]]:
-    """Upper left corner of each entry and of the one for ignored pixels, broken into lines."""
+    """Upper left corner of each entry, broken into lines."""
     places = []
     x, y = 2 * _GAP, 0
-    for name in [*(name for name, _ in entries), "ignored"]:
+    for name, _ in entries:
         needed = _SWATCH + 5 + round(font.getlength(name)) + 2 * _GAP
         if x + needed > width and x > 2 * _GAP:
             x, y = 2 * _GAP, y + _TEXT + 4

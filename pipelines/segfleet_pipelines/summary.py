@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from segfleet_pipelines.labels import LabelReport, find_doubts, label_report
 from segfleet_pipelines.manifest import Manifest
 from segfleet_pipelines.reader import SampleIndex
 
@@ -34,6 +35,8 @@ class SplitSummary:
         pixel_shares: Share of each class in all pixels, K numbers; with `ignored_share` their sum is 1.
         ignored_share: Share of ignored pixels.
         pictures_with: How many pictures show each class, K numbers.
+        labels: What the masks hold.
+        doubts: What a person should look at before training, a sentence each.
     """
 
     num_samples: int
@@ -44,6 +47,8 @@ class SplitSummary:
     pixel_shares: tuple[float, ...]
     ignored_share: float
     pictures_with: tuple[int, ...]
+    labels: LabelReport
+    doubts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,7 @@ def _summarize_split(index: SampleIndex) -> SplitSummary:
     shards = index.manifest.split(index.split).shards
     num_pixels = int(index.sizes.astype(np.int64).prod(axis=1).sum())
     shares = index.class_pixels.sum(axis=0) / num_pixels
+    labels = label_report(index)
     return SplitSummary(
         num_samples=len(index),
         num_shards=len(shards),
@@ -79,8 +85,10 @@ def _summarize_split(index: SampleIndex) -> SplitSummary:
         height=_spread(index.sizes[:, 0]),
         width=_spread(index.sizes[:, 1]),
         pixel_shares=tuple(shares.tolist()),
-        ignored_share=max(0.0, 1.0 - float(shares.sum())),
+        ignored_share=labels.ignored_share,
         pictures_with=tuple(np.count_nonzero(index.class_pixels, axis=0).tolist()),
+        labels=labels,
+        doubts=tuple(find_doubts(labels, index.manifest.class_names)),
     )
 
 

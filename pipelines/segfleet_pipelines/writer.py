@@ -2,159 +2,140 @@
 
 from __future__ import annotations
 
-import hashlib
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
-from multiprocessing.connection import wait
-from pathlib import Path
-from typing import Any
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from segfleet.errors import DataError, SegfleetError
+from segfleet.errors import DataError
 from segfleet.spec.kinds import PrepareSpec
-from segfleet_pipelines.check import CheckedSample, LabelRules, check_chunk
+from segfleet_pipelines.adopt import adopt
+from segfleet_pipelines.base_version import BaseShardTask, BaseVersion
+from segfleet_pipelines.check import LabelRules
 from segfleet_pipelines.datasets.base import RawDataset, RawSample, listed
 from segfleet_pipelines.datasets.opening import open_dataset
 from segfleet_pipelines.datasets.synthetic import generate
+from segfleet_pipelines.destination import open_destination
+from segfleet_pipelines.label_mistakes import refusal
 from segfleet_pipelines.location import resolve_location
-from segfleet_pipelines.manifest import INDEX_NAME, FileInfo, Manifest, SplitInfo
-from segfleet_pipelines.reader import INDEX_SCHEMA
-from segfleet_pipelines.shards import ShardWriter
-from segfleet_pipelines.staging import publish, staging_folder
+from segfleet_pipelines.manifest import Manifest
+from segfleet_pipelines.pool import Progress, TaskResult, run_tasks
+from segfleet_pipelines.sealing import seal
+from segfleet_pipelines.shard_plan import MAX_SHARD_BYTES, MAX_SHARD_SAMPLES, plan_shards
+from segfleet_pipelines.shards import ShardTask
+from segfleet_pipelines.staging import Staging, staging_folder
 
-Progress = Callable[[int, int], None]
-
-_CHUNK = 8
-_CHUNKS_AHEAD = 4  # for each process: enough to keep it busy, little enough to fit into memory
+ShardTasks = list[BaseShardTask | ShardTask]
 
 
-def prepare(spec: PrepareSpec, progress: Progress | None = None) -> Manifest:
+def prepare(spec: PrepareSpec, progress: Progress | None = None, tell: Callable[[str], None] | None = None) -> Manifest:
     """Write a prepared dataset to `spec.out`.
 
     The result depends on the raw data and the spec, not on the number of processes. It gets its name when it is
-    complete; an interrupted run leaves nothing but a hidden folder that the next run removes.
+    complete. An interrupted run leaves its finished shards in a hidden folder, and the next run to the same place
+    goes on from there.
 
     Args:
         spec: What to prepare.
         progress: Called with samples done and samples in all.
+        tell: Called with what was left out of the raw data on purpose, a line each.
 
     Raises:
-        DataError: the place is taken, the raw data do not fit their layout, or samples are bad; all of them are
-            counted and the first twenty listed.
+        DataError: the place is taken, the raw data do not fit their layout or the base, or samples are bad; all of
+            them are counted and the first twenty listed.
     """
-    report = _stages(spec, progress)
-    out = resolve_location(spec.out)
-    with staging_folder(out) as work:
-        finished = work / "dataset"
+    if spec.adopt:
+        return adopt(spec, progress)
+    destination = open_destination(spec.out)
+    destination.refuse_occupied()
+    draw, write, send = _stages(spec, destination.is_remote, progress)
+    with staging_folder(destination.staging, str(destination)) as staging:
         try:
-            finished.mkdir()
-            manifest = _write(_open_raw(spec, work, report[0]), finished, spec.processes, report[1])
+            dataset = _open_raw(spec, staging, draw)
+            if tell is not None:
+                for note in dataset.notes:
+                    tell(note)
+            manifest = _make(spec, dataset, staging, write)
         except OSError as error:
             raise DataError(
-                f"{out} cannot be written: {error.strerror or error}; free or choose another place"
+                f"{staging.root} cannot be written: {error.strerror or error}; free or choose another place"
             ) from error
-        publish(finished, out)
+        destination.publish(staging, manifest, send)
     return manifest
 
 
-def _open_raw(spec: PrepareSpec, work: Path, report: Progress) -> RawDataset:
+def _open_raw(spec: PrepareSpec, staging: Staging, report: Progress) -> RawDataset:
     if spec.dataset != "synthetic":
         return open_dataset(spec.dataset, resolve_location(spec.raw or ""), val_share=spec.val_share, seed=spec.seed)
-    raw = work / "synthetic"
-    generate(raw, samples=spec.samples, seed=spec.seed, progress=report)
+    raw = staging.root / f"{spec.samples}-{spec.seed}" / "synthetic"
+    # The class file is drawn last: with it, the pictures of a run that was interrupted are complete.
+    if not (raw / "classes.yaml").exists():
+        shutil.rmtree(raw, ignore_errors=True)
+        generate(raw, samples=spec.samples, seed=spec.seed, progress=report)
     return open_dataset("folder", raw, val_share=spec.val_share, seed=spec.seed)
 
 
-def _write(dataset: RawDataset, folder: Path, processes: int, report: Progress) -> Manifest:
-    samples = [sample for split in dataset.splits.values() for sample in split]
-    checked = _checked(samples, LabelRules.of(dataset), processes)
-    splits: dict[str, SplitInfo] = {}
-    rows: list[dict[str, Any]] = []
-    bad: list[str] = []
-    done = 0
-    for split, members in dataset.splits.items():
-        with ShardWriter(folder, split) as writer:
-            for result in islice(checked, len(members)):
-                if isinstance(result, CheckedSample):
-                    writer.add(result)
-                else:
-                    bad.append(result)
-                done += 1
-                report(done, len(samples))
-        rows += writer.rows
-        splits[split] = SplitInfo(len(writer.rows), tuple(writer.shards))
-    if bad:
-        raise listed("samples cannot be used; mend or remove them", bad)
-    index = _write_index(folder / INDEX_NAME, rows)
-    manifest = Manifest(dataset.name, dataset.class_names, dataset.palette, dataset.ignore_index, splits, index)
-    manifest.save(folder)
-    return manifest
+def _make(spec: PrepareSpec, dataset: RawDataset, staging: Staging, report: Progress) -> Manifest:
+    """All files of the dataset, in the staging folder."""
+    base = BaseVersion.load(spec.base) if spec.base else None
+    if base is not None:
+        base.check_fit(dataset, spec.images)
+    rules = LabelRules.of(dataset)
+    planned: dict[str, ShardTasks] = {}
+    for split, samples in dataset.splits.items():
+        taken = base.tasks(split, samples, rules, staging) if base is not None else []
+        known = {sample.key for task in taken for sample in task.samples}
+        new = [sample for sample in samples if sample.key not in known]
+        first = base.next_number(split) if base is not None else 0
+        planned[split] = [*taken, *_new_shards(split, new, first, rules, spec, staging)]
+    tasks = [task for shards in planned.values() for task in shards]
+    staging.keep_only({task.path.name for task in tasks})
+    _refuse_problems(run_tasks(tasks, spec.processes, staging.worker_lock, report), dataset, staging)
+    return seal(dataset, planned, staging, spec.images)
 
 
-def _write_index(path: Path, rows: list[dict[str, Any]]) -> FileInfo:
-    pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), path, compression="zstd")
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileInfo(path.name, sha256, path.stat().st_size)
+def _new_shards(
+    split: str, samples: Sequence[RawSample], first: int, rules: LabelRules, spec: PrepareSpec, staging: Staging
+) -> list[ShardTask]:
+    sizes = [_size(sample) for sample in samples]
+    tasks = []
+    for number, part in enumerate(plan_shards(samples, sizes, MAX_SHARD_SAMPLES, MAX_SHARD_BYTES), start=first):
+        name = f"{split}-{number:06d}.tar"
+        tasks.append(ShardTask(staging.shard(name), staging.record(name), split, part, rules, spec.images))
+    return tasks
 
 
-def _checked(samples: list[RawSample], rules: LabelRules, processes: int) -> Iterator[CheckedSample | str]:
-    """Check all samples, in order; a bad one gives its line."""
-    chunks = [samples[start : start + _CHUNK] for start in range(0, len(samples), _CHUNK)]
-    if processes == 1:
-        for chunk in chunks:
-            yield from check_chunk(chunk, rules)
-        return
-    # Fresh processes, not forked ones: the caller may hold threads and locks that a fork would copy in mid-use.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(processes, len(chunks)), mp_context=context, initializer=_begin_process)
+def _size(sample: RawSample) -> int:
+    """Bytes of a sample's picture, which its mask is small against; 0 if it is missing, of which is told later."""
     try:
-        waiting: deque[Future[list[CheckedSample | str]]] = deque()
-        for chunk in chunks:
-            waiting.append(pool.submit(check_chunk, chunk, rules))
-            if len(waiting) > processes * _CHUNKS_AHEAD:
-                yield from waiting.popleft().result()
-        for future in waiting:
-            yield from future.result()
-    except BrokenProcessPool as error:
-        raise SegfleetError("a checking process was killed, perhaps for lack of memory; use fewer processes") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+        return sample.image.size()
+    except DataError:
+        return 0
 
 
-def _begin_process() -> None:
-    """In a checking process: leave Ctrl-C to the parent, and end with it whatever ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
-def _stages(spec: PrepareSpec, progress: Progress | None) -> tuple[Progress, Progress]:
-    """Progress of drawing and of writing, which share one scale: synthetic pictures are counted in both."""
-    if progress is None:
-        return _silent, _silent
-    if spec.dataset != "synthetic":
-        return _silent, progress
-    return (
-        lambda done, total: progress(done, 2 * total),
-        lambda done, total: progress(total + done, 2 * total),
+def _refuse_problems(results: Iterable[TaskResult], dataset: RawDataset, staging: Staging) -> None:
+    results = list(results)
+    bad = [line for result in results for line in result.bad]
+    changed = [line for result in results for line in result.changed]
+    if not bad and not changed:
+        return
+    told = (
+        refusal(dataset, bad)
+        if bad
+        else listed("samples of the base have changed; put the old ones back or prepare anew, without a base", changed)
     )
+    raise DataError(f"{told}\n{staging.remains()}" if staging.num_finished() else str(told))
+
+
+def _stages(spec: PrepareSpec, sent: bool, progress: Progress | None) -> tuple[Progress, Progress, Progress]:
+    """Progress of drawing, writing and sending, which share one scale where there is more to do than to write."""
+    drawn = spec.dataset == "synthetic"
+    num_stages = 1 + drawn + sent
+
+    def stage(place: int) -> Progress:
+        if progress is None:
+            return _silent
+        return lambda done, total: progress(place * total + done, num_stages * total)
+
+    return stage(0), stage(int(drawn)), stage(num_stages - 1)
 
 
 def _silent(_done: int, _total: int) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from segfleet.data_settings import DataSettings
 from segfleet.errors import SettingsError
 
 DEFAULT_PORT = 8700
@@ -184,6 +185,20 @@ def default_home(environment: Mapping[str, str] | None = None) -> Home:
     """The home folder: SEGFLEET_HOME, else ~/.segfleet."""
     env = os.environ if environment is None else environment
     return Home(Path(env.get("SEGFLEET_HOME") or Path.home() / ".segfleet").expanduser().absolute())
+
+
+def data_settings(environment: Mapping[str, str] | None = None) -> DataSettings:
+    """Settings of a process that reads or writes datasets.
+
+    Variables: SEGFLEET_CACHE_DIR (default: `cache` in the home folder), SEGFLEET_CACHE_LIMIT (50GiB),
+    SEGFLEET_DATA_HOSTS, AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, AWS_REGION or AWS_DEFAULT_REGION, AWS_ACCESS_KEY_ID,
+    AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN.
+
+    Raises:
+        SettingsError: a size or an address is malformed.
+    """
+    env = os.environ if environment is None else environment
+    return DataSettings.of(env, default_home(env).root)
 
 
 def child_environment(changes: Mapping[str, str | None]) -> dict[str, str]:

@@ -284,6 +284,46 @@ def test_cancel_in_mid_run_ends_once_and_leaves_no_process(stack: Stack, undistu
     assert len(ended) == 1
 
 
+def test_a_higher_job_preempts_a_lower_one_and_both_finish(stack: Stack, undisturbed: dict[str, Any]) -> None:
+    stack.client.set_policy("cluster", "cluster", {"preempt_for_priority": True, "min_run": "1s", "grace": "2m"})
+    try:
+        low = stack.client.submit(stack.spec(queue={"priority": 10}))["id"]
+        stack.wait_for(low, lambda job: step_of(job) >= 30)
+        short = {**stack.spec()["train"], "steps": 20, "validate_every": 20}
+        high = stack.client.submit(stack.spec(queue={"priority": 90}, train=short))["id"]
+        stack.wait_for(low, lambda job: job["state"] == "preempting")
+        assert stack.succeed(high)["finished_at"] < stack.succeed(low)["finished_at"]
+    finally:
+        stack.client.set_policy("cluster", "cluster", {})
+    job = stack.client.job(low)
+    assert [attempt["state"] for attempt in job["attempts"]] == ["preempted", "succeeded"]
+    assert job["attempts"][0]["failure"] is None
+    weights, expected = stack.final_weights(low), stack.final_weights(undisturbed["id"])
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+    assert job["result"]["miou"] == undisturbed["result"]["miou"]
+
+
+def test_a_job_that_follows_another_is_paused_and_resumed_and_ends_the_same(
+    stack: Stack, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    """Prepare, then train on what will be there: two submits, and nobody waits in between."""
+    raw = {"dataset": "folder", "raw": str(stack.raw), "out": str(tmp_path / "shards")}
+    prepared = stack.client.submit({"kind": "prepare", "name": "boxes", **raw})["id"]
+    spec = stack.spec(data={"shards": str(tmp_path / "shards")}, queue={"after": [prepared]})
+    job_id = stack.client.submit(spec)["id"]
+    stack.wait_for(job_id, lambda job: step_of(job) >= 10)
+    assert stack.client.job(prepared)["state"] == "succeeded"
+    done = stack.run("pause", job_id, "--json")
+    assert done.returncode == 0, done.stderr
+    stack.wait_for(job_id, lambda job: job["state"] == "paused")
+    assert stack.run("priority", job_id, "60").returncode == 0
+    assert stack.run("resume", job_id).returncode == 0
+    job = stack.succeed(job_id)
+    assert job["priority"] == 60
+    weights, expected = stack.final_weights(job_id), stack.final_weights(undisturbed["id"])
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+
+
 def test_a_damaged_shard_fails_the_job_with_its_name_before_the_first_step(stack: Stack, tmp_path: Path) -> None:
     shards = Path(make_dataset(tmp_path, num_samples=8))
     tar = next(shards.glob("train-*.tar"))

@@ -26,7 +26,7 @@ from factories import make_queue, make_settings, prepare_document
 from segfleet.cluster.launcher import ClusterUnreachableError, Launcher, RayState
 from segfleet.queue.clock import steady_clock
 from segfleet.queue.dispatcher import Dispatcher
-from segfleet.queue.scheduler import Capacity
+from segfleet.queue.scheduling.values import Node
 from segfleet.queue.service import Queue
 from segfleet.queue.states import JobState
 
@@ -135,7 +135,7 @@ def has_ended(launcher: Launcher, submission_id: str) -> bool:
 
 def test_the_head_tells_its_session_and_its_size(launcher: Launcher) -> None:
     assert launcher.session().startswith("session_")
-    assert launcher.capacity() == Capacity(cpus=2, gpus=0, nodes=1)
+    assert launcher.nodes() == (Node(2, 0),)
 
 
 def test_a_submission_runs_once_however_often_it_is_sent(launcher: Launcher, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def test_a_job_has_one_run_over_all_its_attempts(shards: str, tracking: None) -> None:
     spec, manifest = make_train_spec(shards), Manifest.load(shards)
-    first = open_run("job-one", spec, manifest)
+    first = open_run("job-one", spec, manifest, {"segfleet.mixed_content_ids": "b" * 64})
     fail_run(first, "worker lost")
     assert mlflow.MlflowClient().get_run(first).info.status == "FAILED"
     assert open_run("job-one", spec, manifest) == first
@@ -62,6 +62,7 @@ def test_a_job_has_one_run_over_all_its_attempts(shards: str, tracking: None) ->
     assert run.info.status == "RUNNING"
     assert run.data.params["train.steps"] == "6"
     assert run.data.tags["segfleet.content_id"] == manifest.content_id
+    assert run.data.tags["segfleet.mixed_content_ids"] == "b" * 64
 
 
 def test_a_resumed_attempt_writes_no_point_twice(shards: str, tracking: None) -> None:

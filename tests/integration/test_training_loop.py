@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from segfleet.errors import CheckpointError
 from segfleet_jobs import checkpoint as checkpoint_module
+from segfleet_jobs.attempt import Yielded
 from segfleet_jobs.checkpoint import CheckpointRecord, load_checkpoint
 from segfleet_jobs.failure import NonFiniteLossError
 from training import (
@@ -25,6 +26,7 @@ from training import (
     poison_last_rank,
     run_alone,
     run_group,
+    start_alone,
 )
 
 pytestmark = pytest.mark.integration
@@ -67,6 +69,36 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(shards: str, tmp
     }
 
 
+@pytest.mark.parametrize("yield_in", [1, 3, 5])
+def test_a_run_that_made_room_goes_on_bit_for_bit(shards: str, tmp_path: Path, yield_in: int) -> None:
+    spec = make_train_spec(shards)
+    whole = RecordingLink()
+    run_alone(spec, tmp_path / "whole", whole)
+    first = RecordingLink(yield_in=yield_in)
+    assert start_alone(spec, tmp_path / "yielded", first) == Yielded(yield_in)
+    assert first.pointer is not None
+    assert first.pointer.step == yield_in
+    second = RecordingLink(pointer=first.pointer)
+    run_alone(spec, tmp_path / "yielded", second, attempt="a2")
+    assert equal_weights(whole.records[-1], second.records[-1])
+    assert losses(first) | losses(second) == losses(whole)
+
+
+def test_asked_in_its_last_step_a_run_ends_as_usual(shards: str, tmp_path: Path) -> None:
+    link = RecordingLink(yield_in=6)
+    assert run_alone(make_train_spec(shards), tmp_path, link)["step"] == 6
+
+
+def test_several_workers_make_room_after_the_same_step(shards: str, tmp_path: Path) -> None:
+    spec = make_train_spec(shards, "resources.workers=2")
+    whole = run_group(spec, tmp_path / "whole", 2)
+    first = run_group(spec, tmp_path / "yielded", 2, yield_in=3)
+    assert first.pointer is not None
+    assert first.pointer.step == 3
+    second = run_group(spec, tmp_path / "yielded", 2, pointer=first.pointer, attempt="a2")
+    assert equal_weights(whole.records[-1], second.records[-1])
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_several_workers_resume_bit_for_bit(shards: str, tmp_path: Path, world_size: int) -> None:
     # With three ranks the order of the all-reduce decides the last bits.
@@ -79,10 +111,36 @@ def test_several_workers_resume_bit_for_bit(shards: str, tmp_path: Path, world_s
     assert equal_weights(whole.records[-1], second.records[-1])
 
 
-def test_one_and_two_workers_have_the_same_loss(shards: str, tmp_path: Path) -> None:
+def test_a_resumed_run_leaves_out_the_same_samples_of_the_same_mixed_data(shards: str, tmp_path: Path) -> None:
+    other = make_dataset(tmp_path / "other", num_samples=12, seed=3)
+    spec = make_train_spec(shards, f'data.mix=[{{"shards": "{other}", "weight": 2.0}}]')
+    skips = (frozenset({0, 5, 7}), frozenset({1, 2}))
+    whole, first = RecordingLink(), RecordingLink(kill_after=3)
+    expected = run_alone(spec, tmp_path / "whole", whole, skips=skips)
+    assert expected["skipped_samples"] > 0
+    with pytest.raises(InterruptedTrainingError):
+        run_alone(spec, tmp_path / "resumed", first, skips=skips)
+    # Some have been mended since.
+    second = RecordingLink(pointer=first.pointer)
+    result = run_alone(spec, tmp_path / "resumed", second, attempt="a2", skips=(frozenset({5}), frozenset()))
+    assert equal_weights(whole.records[-1], second.records[-1])
+    assert result["skipped_samples"] == expected["skipped_samples"]
+    assert whole.curves[6]["train/skipped_samples"] == expected["skipped_samples"]
+    with pytest.raises(CheckpointError, match="damaged since the checkpoint"):
+        run_alone(spec, tmp_path / "resumed", second, attempt="a3", skips=(frozenset({4}), frozenset()))
+    shutil.rmtree(other)
+    make_dataset(tmp_path / "again", num_samples=12, seed=4)
+    shutil.copytree(tmp_path / "again" / "shards", other)
+    with pytest.raises(CheckpointError, match=f"content id .*{other}"):
+        run_alone(spec, tmp_path / "resumed", second, attempt="a3", skips=skips)
+
+
+@pytest.mark.parametrize("last_batch", ["wrap", "short"])
+def test_one_and_two_workers_have_the_same_loss(shards: str, tmp_path: Path, last_batch: str) -> None:
     # Dropout and stochastic depth draw from a stream a rank; without them nothing depends on the number of ranks.
     quiet = ("model.dropout=0.0", "model.drop_path=0.0", "model.decoder_dropout=0.0")
-    spec = make_train_spec(shards, *quiet)
+    # 13 samples: the short batch of an epoch is one, and the second rank has nothing but empty slots.
+    spec = make_train_spec(shards, *quiet, f"train.last_batch={last_batch}")
     alone = RecordingLink()
     run_alone(spec, tmp_path / "one", alone)
     pair = run_group(spec, tmp_path / "two", 2)

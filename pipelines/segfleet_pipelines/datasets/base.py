@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from segfleet.errors import DataError
 from segfleet.spec.sections import JOB_NAME
+from segfleet_pipelines.datasets.sources import Source
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MASK_SUFFIXES = (".png",)
@@ -18,7 +19,7 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class RawSample:
-    """A picture and its mask on disk.
+    """A picture and its mask.
 
     Attributes:
         key: Unique in the dataset; without the dots that would end a key for a WebDataset reader.
@@ -27,8 +28,8 @@ class RawSample:
     """
 
     key: str
-    image: Path
-    mask: Path
+    image: Source
+    mask: Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class RawDataset:
         ignore_index: Label of ignored pixels after mapping; no class has it.
         label_map: Label in the raw masks -> class or ignore index; None: the raw labels are final.
         splits: Samples by the name of their split, none empty.
+        notes: What was left out on purpose, one line each, for people.
     """
 
     name: str
@@ -50,6 +52,41 @@ class RawDataset:
     ignore_index: int
     label_map: dict[int, int] | None
     splits: dict[str, list[RawSample]]
+    notes: tuple[str, ...] = ()
+
+
+def pair(images: Mapping[str, Source], masks: Mapping[str, Source]) -> dict[str, RawSample]:
+    """Join pictures and masks by their stems.
+
+    Returns:
+        Samples by stem, in the order of the stems.
+
+    Raises:
+        DataError: a picture without a mask, or a mask without a picture.
+    """
+    lonely = [f"{images[stem]}: no mask" for stem in sorted(images.keys() - masks.keys())]
+    lonely += [f"{masks[stem]}: no picture" for stem in sorted(masks.keys() - images.keys())]
+    if lonely:
+        raise listed("pictures and masks must come in pairs of equal stems", lonely)
+    return {stem: RawSample(make_key(stem), images[stem], masks[stem]) for stem in sorted(images)}
+
+
+def listed_samples(stems: Iterable[str], images: Mapping[str, Source], masks: Mapping[str, Source]) -> list[RawSample]:
+    """The samples that a split list names, in its order.
+
+    Raises:
+        DataError: a picture or a mask is missing.
+    """
+    stems = list(stems)
+    missing = [
+        f"{stem}: no {what}"
+        for stem in stems
+        for what, found in (("picture", images), ("mask", masks))
+        if stem not in found
+    ]
+    if missing:
+        raise listed("a list names what is not there", missing)
+    return [RawSample(make_key(stem), images[stem], masks[stem]) for stem in stems]
 
 
 def make_key(stem: str) -> str:
@@ -98,6 +135,15 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path} is missing") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def read_stems(path: Path) -> list[str]:
+    """The stems of a split list, one a line; empty lines do not count.
+
+    Raises:
+        DataError: missing, or not UTF-8.
+    """
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def require_folder(path: Path, hint: str) -> Path:

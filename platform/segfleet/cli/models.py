@@ -89,15 +89,20 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="JPEG or PNG pictures.")],
     model: Annotated[str, typer.Option(help="NAME@ALIAS, NAME/VERSION, or the folder of a pulled model.")],
     out: Annotated[Path, typer.Option(help="Folder for masks and overlays.")],
+    label_ids: Annotated[
+        str | None, typer.Option(help="cityscapes: write labelIds/ for the official evaluator besides.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write masks and overlays of pictures, by a registered model.
 
     Example: segfleet predict --model segmenter-camvid@candidate street.jpg --out predictions
+
+    Example: segfleet predict --model cityscapes@best val/*/*.png --out predictions --label-ids cityscapes
     """
     require("predict", ("torch", "timm", "mlflow", "PIL"), "train")
     # A picture's name may begin with a dash, so that the names stand behind a double one.
-    given = [*options(model=model, out=out, json=as_json), "--", *map(str, images)]
+    given = [*options(model=model, out=out, label_ids=label_ids, json=as_json), "--", *map(str, images)]
     raise typer.Exit(run_module("segfleet_jobs.predict", given))
 
 

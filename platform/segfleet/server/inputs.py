@@ -1,45 +1,71 @@
-"""Whether the files that a job reads are there. Service and jobs see the same file system."""
+"""Whether the files that a job reads are there.
+
+Service and jobs see the same file system, so paths are looked at. What lies at s3://, gs://, http:// or https:// is
+not: a service that fetched any address a spec names would fetch it for whoever may submit one, from inside its network,
+with its own keys. A job finds out in its first seconds, and says so.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from segfleet.errors import Problem, SpecError
-from segfleet.spec.kinds import JobSpec, TrainSpec
+from segfleet.spec.kinds import JobSpec, PrepareSpec, TrainSpec
+from segfleet.spec.location import split_location
 
 _MANIFEST = "manifest.json"
+# Bytes; ten thousand shards make two million.
+_LARGEST_MANIFEST = 64 * 1024**2
 
 
 def require_inputs(spec: JobSpec) -> None:
-    """Refuse a job that would start only to find that it has nothing to read.
+    """Refuse a job that would start only to find that it has nothing to read on this file system.
 
     Raises:
-        SpecError: with every location at which nothing usable is.
+        SpecError: with every path at which nothing usable is.
     """
-    problems: list[Problem] = []
-    if isinstance(spec, TrainSpec):
-        if not _is_json(_path(spec.data.shards) / _MANIFEST):
-            text = f"no prepared dataset in {spec.data.shards!r}"
-            problems.append(Problem("data.shards", text, "prepare it first with 'segfleet prepare'"))
-        weights = spec.model.pretrained
-        if isinstance(weights, str) and not _path(weights).is_file():
-            problems.append(
-                Problem("model.pretrained", f"no file {weights!r}", "true takes timm's weights, false none")
-            )
-    elif spec.raw is not None and not _path(spec.raw).is_dir():
-        problems.append(Problem("raw", f"no folder {spec.raw!r}"))
+    problems = _training_problems(spec) if isinstance(spec, TrainSpec) else _preparing_problems(spec)
     if problems:
         raise SpecError(problems)
 
 
+def _training_problems(spec: TrainSpec) -> list[Problem]:
+    datasets = {"data.shards": spec.data.shards}
+    datasets |= {f"data.mix.{place}.shards": other.shards for place, other in enumerate(spec.data.mix)}
+    # What a job follows may still have to make its data.
+    looked_at = {} if spec.queue.after else datasets
+    problems = [problem for field, location in looked_at.items() for problem in _dataset_problems(field, location)]
+    weights = spec.model.pretrained
+    if isinstance(weights, str) and not _path(weights).is_file():
+        problems.append(Problem("model.pretrained", f"no file {weights!r}", "true takes timm's weights, false none"))
+    return problems
+
+
+def _preparing_problems(spec: PrepareSpec) -> list[Problem]:
+    problems = _dataset_problems("base", spec.base) if spec.base is not None else []
+    # Some datasets are read straight from their zip file.
+    if spec.raw is not None and not (_path(spec.raw).is_dir() or _path(spec.raw).is_file()):
+        problems.append(Problem("raw", f"no folder or file {spec.raw!r}"))
+    return problems
+
+
+def _dataset_problems(field: str, location: str) -> list[Problem]:
+    folder = split_location(location).folder
+    if folder is None or _is_json(folder / _MANIFEST):
+        return []
+    return [Problem(field, f"no prepared dataset in {location!r}", "prepare it first with 'segfleet prepare'")]
+
+
 def _path(location: str) -> Path:
-    return Path(unquote(urlsplit(location).path) if location.startswith("file://") else location)
+    return Path(split_location(location).path)
 
 
 def _is_json(path: Path) -> bool:
     try:
+        # No pipe, whose writer the service would wait for, and nothing that fills its memory.
+        if not path.is_file() or path.stat().st_size > _LARGEST_MANIFEST:
+            return False
         json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return False

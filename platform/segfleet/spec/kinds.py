@@ -11,20 +11,24 @@ from segfleet.spec.sections import (
     AugmentSpec,
     DataSpec,
     EvalSpec,
-    Location,
+    LocalPath,
     LoopSpec,
     ModelSpec,
     Name,
     OptimSpec,
     Probability,
     QueueSpec,
+    ReadLocation,
     RegisterSpec,
     ResourceSpec,
     Section,
+    WriteLocation,
 )
 
 Recipe = Literal["ade20k", "pascal_context", "cityscapes", "camvid", "none"]
-DatasetKind = Literal["folder", "camvid", "synthetic"]
+DatasetKind = Literal[
+    "folder", "ade20k", "pascal_context", "pascal_context_59", "cityscapes", "voc", "camvid", "synthetic"
+]
 
 
 class TrainSpec(Section):
@@ -55,6 +59,14 @@ class TrainSpec(Section):
                     f"use {max(workers, batch // workers * workers)} or another number of workers",
                 )
             )
+        if self.data.mix and self.train.last_batch != "wrap":
+            found.append(
+                Problem(
+                    "train.last_batch",
+                    f"{self.train.last_batch!r} has no meaning with data.mix, whose datasets end their epochs apart",
+                    "use wrap",
+                )
+            )
         for path, pixels in (("train.crop", self.train.crop), ("eval.window", self.eval.window)):
             if pixels < self.model.patch_size:
                 found.append(Problem(path, f"{pixels} is smaller than one patch of {self.model.patch_size} pixels"))
@@ -69,8 +81,17 @@ class PrepareSpec(Section):
     kind: Literal["prepare"] = "prepare"
     name: Name
     dataset: DatasetKind = Field(description="layout of the raw data")
-    raw: Location | None = Field(None, description="folder of the raw data; none for dataset: synthetic")
-    out: Location = Field(description="folder to write; must not hold a finished dataset already")
+    raw: LocalPath | None = Field(
+        None, description="folder (ade20k: or zip file) of the raw data; none for dataset: synthetic"
+    )
+    out: WriteLocation = Field(description="folder to write; must not hold a finished dataset already")
+    base: ReadLocation | None = Field(
+        None, description="prepared dataset whose shards are taken over; only new samples are written"
+    )
+    adopt: bool = Field(False, description="raw holds WebDataset shards made elsewhere; index them, rewrite nothing")
+    images: Literal["keep", "jpeg95"] = Field(
+        "keep", description="keep: bytes as they are; jpeg95: PNG pictures become JPEG q95 4:4:4 (lossy)"
+    )
     processes: Annotated[int, Field(ge=1, le=256)] = Field(2, description="encoding processes; never change the result")
     val_share: Probability = Field(0.2, description="folder without split lists: share of the seeded validation split")
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(0, description="of the split and of synthetic pictures")
@@ -83,6 +104,12 @@ class PrepareSpec(Section):
             return [Problem("raw", "synthetic pictures are generated, they have no raw folder", "leave raw out")]
         if self.dataset != "synthetic" and self.raw is None:
             return [Problem("raw", f"missing; dataset {self.dataset!r} is read from a folder")]
+        if self.adopt and self.dataset == "synthetic":
+            return [
+                Problem("adopt", "synthetic pictures have no shards made elsewhere", "name the dataset they are of")
+            ]
+        if self.adopt and (self.base is not None or self.images != "keep"):
+            return [Problem("adopt", "nothing is rewritten, so base and images have no meaning", "leave them out")]
         return []
 
 

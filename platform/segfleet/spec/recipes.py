@@ -29,20 +29,20 @@ RECIPES: dict[str, Defaults] = {
     "ade20k": {
         "optim": {"lr": 1e-3},
         "augment": {"short_side": 512, "max_ratio": 4.0},
-        "train": {"steps": 160_000, "global_batch": 8, "crop": 512, "validate_every": 8_000},
+        "train": {"steps": 160_000, "last_batch": "short", "global_batch": 8, "crop": 512, "validate_every": 8_000},
         "eval": {"short_side": 512, "window": 512, "stride": 480},
     },
     "pascal_context": {
         "optim": {"lr": 1e-3},
         "augment": {"short_side": 520, "max_ratio": 8.0},
-        "train": {"steps": 80_000, "global_batch": 16, "crop": 480, "validate_every": 4_000},
+        "train": {"steps": 80_000, "last_batch": "short", "global_batch": 16, "crop": 480, "validate_every": 4_000},
         "eval": {"short_side": 520, "window": 480, "stride": 448},
     },
     "cityscapes": {
         "model": {"decoder_layers": 1},
         "optim": {"lr": 1e-2},
         "augment": {"short_side": 1024, "max_ratio": 2.0},
-        "train": {"steps": 80_000, "global_batch": 8, "crop": 768, "validate_every": 4_000},
+        "train": {"steps": 80_000, "last_batch": "short", "global_batch": 8, "crop": 768, "validate_every": 4_000},
         "eval": {"short_side": 1024, "window": 768, "stride": 736},
     },
     "camvid": {

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from segfleet.spec.location import split_location
 
 JOB_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -34,18 +37,25 @@ def _check_name(text: str) -> str:
     return text
 
 
-def _check_location(text: str) -> str:
-    scheme, separator, _ = text.partition("://")
-    if separator and scheme != "file":
-        raise ValueError(f"scheme {scheme!r} is not supported; use a folder's path or file://")
-    if not text.strip() or "\0" in text:
-        raise ValueError("an empty path")
-    return text
+def _check_location(*schemes: str) -> Callable[[str], str]:
+    """A check that a location is a path or an address of one of the schemes, and holds nothing but a place."""
+
+    def check(text: str) -> str:
+        if (scheme := split_location(text).scheme) not in schemes:
+            known = ", ".join(f"{name}://" for name in schemes)
+            raise ValueError(f"scheme {scheme!r} is not supported here; use a path or {known}")
+        return text
+
+    return check
 
 
 Name = Annotated[str, AfterValidator(_check_name)]
 Duration = Annotated[str, AfterValidator(_check_duration)]
-Location = Annotated[str, AfterValidator(_check_location)]
+JobReference = Annotated[str, Field(pattern=r"^job-[a-z2-7]{8}(:(ok|failed|any))?$")]
+# On this file system; to write shards to; to read shards from.
+LocalPath = Annotated[str, AfterValidator(_check_location("file"))]
+WriteLocation = Annotated[str, AfterValidator(_check_location("file", "s3", "gs"))]
+ReadLocation = Annotated[str, AfterValidator(_check_location("file", "s3", "gs", "http", "https"))]
 Steps = Annotated[int, Field(ge=1, le=100_000_000)]
 Pixels = Annotated[int, Field(ge=16, le=4096)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -57,12 +67,38 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class DataSpec(Section):
-    """Which prepared dataset, and which of its splits."""
+Weight = Annotated[float, Field(ge=0.01, le=100.0)]
 
-    shards: Location = Field(description="folder of a prepared dataset (holds manifest.json)")
+
+class MixSpec(Section):
+    """One more dataset to train on, of the same classes."""
+
+    shards: ReadLocation = Field(description="folder of a prepared dataset")
+    split: Name = Field("train", description="split to train on")
+    weight: Weight = Field(1.0, description="share of the samples drawn, relative to the other datasets' weights")
+
+
+class DataSpec(Section):
+    """Which prepared dataset, which of its splits, and in which order."""
+
+    shards: ReadLocation = Field(description="folder of a prepared dataset (holds manifest.json)")
     train: Name = Field("train", description="split to train on")
     val: Name = Field("val", description="split to validate on")
+    weight: Weight = Field(1.0, description="with mix: share of this dataset's samples")
+    mix: Annotated[tuple[MixSpec, ...], Field(max_length=16)] = Field(
+        (), description="more datasets to train on; validation is on this one"
+    )
+    shuffle_shards: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
+        None, description="shuffle within windows of so many shards, for data larger than the cache; null: globally"
+    )
+    skip_budget: Annotated[float, Field(ge=0.0, le=0.01)] = Field(
+        0.0, description="largest share of damaged training samples to leave out; 0: any damage fails the job"
+    )
+
+    @property
+    def sources(self) -> tuple[MixSpec, ...]:
+        """All that is trained on: this dataset, then those mixed in."""
+        return MixSpec(shards=self.shards, split=self.train, weight=self.weight), *self.mix
 
 
 class ModelSpec(Section):
@@ -83,7 +119,7 @@ class ModelSpec(Section):
     decoder_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.1, description="dropout in the mask transformer (the reference code's value; the paper says none)"
     )
-    pretrained: bool | Location = Field(True, description="true: timm's hub, false: random, or a weights file")
+    pretrained: bool | LocalPath = Field(True, description="true: timm's hub, false: random, or a weights file")
 
 
 class OptimSpec(Section):
@@ -128,6 +164,7 @@ class AugmentSpec(Section):
     )
     flip: Probability = Field(0.5, description="chance of a horizontal flip")
     photometric: bool = Field(True, description="brightness, contrast, saturation and hue")
+    on_device: bool = Field(False, description="flip and photometric distortion on the training device")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -141,6 +178,11 @@ class LoopSpec(Section):
 
     steps: Steps = Field(description="optimiser steps")
     global_batch: Annotated[int, Field(ge=1, le=65_536)] = Field(8, description="samples a step over all workers")
+    last_batch: Literal["wrap", "short", "drop"] = Field(
+        "wrap",
+        description="when the batch does not divide the samples: fill up from the next epoch, keep the short batch, "
+        "or leave these samples out of the epoch",
+    )
     crop: Pixels = Field(description="side of the training crop, pixels; padded to the patch size by the model")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="fp16 needs a GPU")
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(0, description="of weights, sample order and augmentation")
@@ -184,6 +226,9 @@ class QueueSpec(Section):
 
     project: Name = "default"
     priority: Annotated[int, Field(ge=0, le=100)] = Field(50, description="higher runs first")
+    after: Annotated[tuple[JobReference, ...], Field(max_length=32)] = Field(
+        (), description="start when these jobs have ended: JOB or JOB:ok (succeeded), JOB:failed, JOB:any"
+    )
     time_limit: Duration | None = Field(None, description="over all attempts, such as 90m or 48h; null: none")
     max_retries: Annotated[int, Field(ge=0, le=100)] = Field(
         3,

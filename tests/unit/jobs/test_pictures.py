@@ -44,3 +44,8 @@ def test_png_keeps_the_pixels() -> None:
     image = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
     with Image.open(io.BytesIO(encode_png(image))) as decoded:
         assert np.array_equal(np.asarray(decoded), image)
+
+
+def test_a_picture_without_labels_stands_on_the_sheet_too() -> None:
+    image, nothing = np.full((30, 40, 3), 90, np.uint8), np.full((30, 40), 255, np.uint8)
+    assert prediction_sheet([("a", image, nothing, np.zeros_like(nothing))], manifest())

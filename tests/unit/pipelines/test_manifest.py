@@ -55,7 +55,7 @@ def _set(*path: Any, value: Any) -> Any:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_set("format_version", value=2), "format version 2, this program reads 1"),
+        (_set("format_version", value=1), "format version 1, this program reads 2"),
         (_set("content_id", value="0" * 64), "content id is"),
         (_set("class_names", 0, value="cloud"), "content id is"),
         (_set("class_names", value=[]), "class_names"),
@@ -71,6 +71,11 @@ def _set(*path: Any, value: Any) -> Any:
         (_set("splits", "train", "shards", 0, "file", value="val-000000.tar"), "listed twice"),
         (_set("index", "file", value="../samples.parquet"), "index.file"),
         (_set("extra", value=1), "extra"),
+        (_set("name", value="other"), "digest is"),
+        (_set("index", "bytes", value=1), "digest is"),
+        (_set("images", value="jpeg95"), "digest is"),
+        (_set("digest", value="0" * 64), "digest is"),
+        (lambda _document: None, "its bytes are not those"),  # the same values, laid out in another way
     ],
 )
 def test_damaged_manifests_are_refused(shared_dataset: Path, tmp_path: Path, change: Any, message: str) -> None:
@@ -79,11 +84,42 @@ def test_damaged_manifests_are_refused(shared_dataset: Path, tmp_path: Path, cha
     assert "manifest.json" in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format_version": 1}', "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format_version": 2}', "\x00", "[" * 100_000])
 def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(DataError, match="damaged"):
         Manifest.load(tmp_path)
+
+
+def test_no_flipped_bit_passes(shared_dataset: Path) -> None:
+    data = (shared_dataset / "manifest.json").read_bytes()
+    for place in range(len(data)):
+        for bit in range(8):
+            flipped = data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
+            with pytest.raises(DataError, match=r"here is|here has format version"):
+                Manifest.parse(flipped, "here")
+    for cut in range(len(data)):
+        with pytest.raises(DataError):
+            Manifest.parse(data[:cut], "here")
+
+
+@pytest.mark.parametrize("name", ["train-000000.tar", "Shard_7.of.9.tar", "a.tar", "x" * 121 + ".tar"])
+def test_any_plain_shard_name_is_taken(shared_dataset: Path, name: str) -> None:
+    manifest = Manifest.load(shared_dataset)
+    train = manifest.splits["train"]
+    renamed = replace(manifest, splits={"train": replace(train, shards=(replace(train.shards[0], file=name),))})
+    assert Manifest.parse(renamed.encode(), "here") == renamed
+
+
+@pytest.mark.parametrize(
+    "name", ["../a.tar", ".a.tar", "a/b.tar", "a.tar.gz", "pipe:x.tar", "x" * 122 + ".tar", "ü.tar"]
+)
+def test_shard_names_that_could_lead_elsewhere_are_refused(shared_dataset: Path, name: str) -> None:
+    manifest = Manifest.load(shared_dataset)
+    train = manifest.splits["train"]
+    renamed = replace(manifest, splits={"train": replace(train, shards=(replace(train.shards[0], file=name),))})
+    with pytest.raises(DataError, match="not a shard's name"):
+        Manifest.parse(renamed.encode(), "here")
 
 
 def test_missing_datasets_and_splits(shared_dataset: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import fcntl
-import os
+import io
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +13,13 @@ import webdataset as wds
 from PIL import Image
 
 from segfleet.errors import DataError
-from segfleet_pipelines import writer
-from segfleet_pipelines.check import CheckedSample
+from segfleet_pipelines import sealing, writer
+from segfleet_pipelines.check import LabelRules, final_labels
+from segfleet_pipelines.datasets.base import RawDataset
+from segfleet_pipelines.datasets.sources import FileSource
 from segfleet_pipelines.manifest import Manifest
-from segfleet_pipelines.picture import decode_mask
+from segfleet_pipelines.mask_codec import MASK_MEMBER, unpack_mask
 from segfleet_pipelines.reader import SampleIndex
-from segfleet_pipelines.shards import ShardWriter
 from segfleet_pipelines.verify import verify
 from segfleet_pipelines.writer import prepare
 
@@ -33,40 +34,52 @@ def leftovers(out: Path) -> list[str]:
     return sorted(path.name for path in out.parent.iterdir() if out.name in path.name)
 
 
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most three samples in a shard."""
+    monkeypatch.setattr(writer, "MAX_SHARD_SAMPLES", 3)
+
+
+def stored_mask(index: SampleIndex, i: int) -> np.ndarray:
+    height, width = (int(side) for side in index.sizes[i])
+    return unpack_mask(index.read_sample(i)[2], index.members(i)[1], height, width)
+
+
+@pytest.mark.usefixtures("small_shards")
 def test_the_result_does_not_depend_on_the_number_of_processes(
     raw: Path, tmp_path: Path, prepare_spec: MakeSpec
 ) -> None:
-    for processes in (1, 2):
+    for processes in (1, 2, 3):
         prepare(prepare_spec(raw=str(raw), out=str(tmp_path / f"p{processes}"), processes=processes))
-    assert contents(tmp_path / "p1") == contents(tmp_path / "p2")
-    assert sorted(contents(tmp_path / "p1")) == [
-        "manifest.json",
-        "samples.parquet",
-        "train-000000.tar",
-        "val-000000.tar",
-    ]
+    assert contents(tmp_path / "p1") == contents(tmp_path / "p2") == contents(tmp_path / "p3")
+    shards = ["train-000000.tar", "train-000001.tar", "train-000002.tar", "val-000000.tar"]
+    assert sorted(contents(tmp_path / "p1")) == ["manifest.json", "samples.parquet", *shards]
+    manifest = Manifest.load(tmp_path / "p1")
+    assert [shard.num_samples for shard in manifest.splits["train"].shards] == [3, 3, 3]
+    keys = list(SampleIndex.load(tmp_path / "p1", "train").keys)
+    assert keys != sorted(keys)
 
 
-def test_pictures_are_stored_byte_for_byte_and_masks_with_their_palette(raw: Path, shared_dataset: Path) -> None:
+def test_pictures_are_stored_byte_for_byte_and_masks_pixel_for_pixel(raw: Path, shared_dataset: Path) -> None:
     for split in ("train", "val"):
         index = SampleIndex.load(shared_dataset, split)
         for i in range(len(index)):
-            key, image, mask = index.read_sample(i)
+            key, image, _ = index.read_sample(i)
             source = next((raw / "images").glob(f"{key}.*"))
             assert image == source.read_bytes()
             with Image.open(raw / "masks" / f"{key}.png") as expected:
                 labels = np.asarray(expected)
-            assert np.array_equal(decode_mask(mask), labels)
+            assert np.array_equal(stored_mask(index, i), labels)
             assert index.sizes[i].tolist() == list(labels.shape)
             assert index.class_pixels[i].tolist() == [int((labels == c).sum()) for c in range(3)]
-            assert index.members(i) == (f"image{source.suffix}", "mask.png")
+            assert index.members(i) == (f"image{source.suffix}", MASK_MEMBER)
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_any_webdataset_reader_can_open_the_shards(shared_dataset: Path) -> None:
     index = SampleIndex.load(shared_dataset, "train")
     samples = list(wds.WebDataset(str(shared_dataset / "train-000000.tar"), shardshuffle=False))
-    assert [sample["__key__"] for sample in samples] == index.keys
+    assert [sample["__key__"] for sample in samples] == list(index.keys)
     for i, sample in enumerate(samples):
         image_member, mask_member = index.members(i)
         assert (sample[image_member], sample[mask_member]) == index.read_sample(i)[1:]
@@ -82,16 +95,26 @@ def test_labels_are_mapped(raw: Path, tmp_path: Path, prepare_spec: MakeSpec) ->
     (raw / "classes.yaml").write_text("names: [a, b]\nlabel_map: {0: 1, 1: 0, 2: 255, 255: 255}\n")
     prepare(prepare_spec(raw=str(raw), out=str(tmp_path / "out")))
     index = SampleIndex.load(tmp_path / "out", "train")
-    key, _, mask = index.read_sample(0)
-    with Image.open(raw / "masks" / f"{key}.png") as image:
+    with Image.open(raw / "masks" / f"{index.keys[0]}.png") as image:
         labels = np.asarray(image)
-    assert np.array_equal(decode_mask(mask), np.array([1, 0, 255], np.uint8)[np.where(labels == 255, 2, labels)])
+    expected = np.array([1, 0, 255], np.uint8)[np.where(labels == 255, 2, labels)]
+    assert np.array_equal(stored_mask(index, 0), expected)
+    assert index.class_pixels[0].tolist() == [int((expected == c).sum()) for c in range(2)]
 
 
 def test_with_a_label_map_every_raw_label_must_be_in_it(raw: Path, tmp_path: Path, prepare_spec: MakeSpec) -> None:
     (raw / "classes.yaml").write_text("names: [a, b]\nlabel_map: {0: 1, 1: 0, 255: 255}\n")
     with pytest.raises(DataError, match="label 2 out of range; allowed: 0-1, 255"):
         prepare(prepare_spec(raw=str(raw), out=str(tmp_path / "out")))
+
+
+def test_counts_of_a_very_large_mask_are_exact() -> None:
+    mask = np.zeros((4097, 4097), np.uint8)  # more pixels than float32 can count
+    mask[0, :3] = 255
+    rules = LabelRules.of(RawDataset("large", ("a",), ((0, 0, 0),), 255, None, {}))
+    labels, counts = final_labels(FileSource(Path("mask.png")), mask, rules)
+    assert counts == [4097 * 4097 - 3]
+    assert np.array_equal(labels, mask)
 
 
 def spoil(raw: Path) -> dict[str, str]:
@@ -143,7 +166,7 @@ def test_a_place_that_is_taken_is_refused(raw: Path, dataset: Path, tmp_path: Pa
     prepare(prepare_spec(raw=str(raw), out=str(tmp_path / "empty")))
 
 
-def test_an_interrupted_run_leaves_nothing_and_can_be_run_again(
+def test_a_run_interrupted_before_its_first_shard_leaves_nothing(
     raw: Path, tmp_path: Path, prepare_spec: MakeSpec
 ) -> None:
     spec = prepare_spec(raw=str(raw), out=str(tmp_path / "out"))
@@ -159,21 +182,6 @@ def test_an_interrupted_run_leaves_nothing_and_can_be_run_again(
     assert not verify(tmp_path / "out").problems
 
 
-def test_what_a_killed_run_left_is_removed_and_what_a_living_one_holds_is_not(
-    raw: Path, tmp_path: Path, prepare_spec: MakeSpec
-) -> None:
-    dead, alive = tmp_path / ".out.partial-dead", tmp_path / ".out.partial-alive"
-    for work in (dead, alive):
-        (work / "dataset").mkdir(parents=True)
-    lock = os.open(alive, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        prepare(prepare_spec(raw=str(raw), out=str(tmp_path / "out")))
-        assert leftovers(tmp_path / "out") == [".out.partial-alive", "out"]
-    finally:
-        os.close(lock)
-
-
 def test_of_two_runs_to_one_place_the_second_is_refused(raw: Path, tmp_path: Path, prepare_spec: MakeSpec) -> None:
     spec = prepare_spec(raw=str(raw), out=str(tmp_path / "out"))
 
@@ -181,22 +189,36 @@ def test_of_two_runs_to_one_place_the_second_is_refused(raw: Path, tmp_path: Pat
         if done == 5:
             prepare(spec)
 
-    with pytest.raises(DataError, match="holds a prepared dataset already"):
+    with pytest.raises(DataError, match="another run is making"):
         prepare(spec, overtake)
+    prepare(spec)
     assert leftovers(tmp_path / "out") == ["out"]
     assert not verify(tmp_path / "out").problems
 
 
-def test_a_full_disk_leaves_nothing(
+def test_what_appears_in_the_meantime_is_not_written_over(raw: Path, tmp_path: Path, prepare_spec: MakeSpec) -> None:
+    out = tmp_path / "out"
+
+    def take(done: int, _total: int) -> None:
+        if done == 5:
+            out.mkdir()
+            (out / "thesis.tex").touch()
+
+    with pytest.raises(DataError, match="not an empty folder"):
+        prepare(prepare_spec(raw=str(raw), out=str(out)), take)
+    assert contents(out) == {"thesis.tex": b""}
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_under_the_final_name(
     raw: Path, tmp_path: Path, prepare_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writer, "_write_index", full)
+    monkeypatch.setattr(sealing, "save_table", full)
     with pytest.raises(DataError, match="No space left"):
         prepare(prepare_spec(raw=str(raw), out=str(tmp_path / "out")))
-    assert leftovers(tmp_path / "out") == []
+    assert leftovers(tmp_path / "out") == [".out.partial"]
 
 
 def test_progress_counts_every_sample(tmp_path: Path, raw: Path, prepare_spec: MakeSpec) -> None:
@@ -210,40 +232,30 @@ def test_progress_counts_every_sample(tmp_path: Path, raw: Path, prepare_spec: M
     assert sorted(contents(tmp_path / "b")) == sorted(contents(tmp_path / "a"))
 
 
-def checked(i: int, key: str = "") -> CheckedSample:
-    return CheckedSample(key or f"k{i}", bytes([i]) * (100 + i), "jpg", b"mask" * i, 4, 5, [i, 0])
-
-
-def test_shards_are_cut_by_samples_and_by_bytes(tmp_path: Path) -> None:
-    by_count = ShardWriter(tmp_path, "train", max_samples=3)
-    by_bytes = ShardWriter(tmp_path, "val", max_bytes=4096)
-    for shards in (by_count, by_bytes):
-        with shards:
-            for i in range(7):
-                shards.add(checked(i))
-    assert [(shard.file, shard.num_samples) for shard in by_count.shards] == [
-        ("train-000000.tar", 3),
-        ("train-000001.tar", 3),
-        ("train-000002.tar", 1),
-    ]
-    assert [shard.num_samples for shard in by_bytes.shards] == [3, 2, 2]  # the first mask is empty
-    assert [row["shard"] for row in by_count.rows[2:4]] == ["train-000000.tar", "train-000001.tar"]
-
-
-def test_offsets_hold_for_long_and_foreign_names(tmp_path: Path) -> None:
-    keys = ["x" * 150, "grün", "short"]
-    with ShardWriter(tmp_path, "train") as shards:
-        for i, key in enumerate(keys, start=1):
-            shards.add(checked(i, key))
-    data = (tmp_path / "train-000000.tar").read_bytes()
-    for i, row in enumerate(shards.rows, start=1):
-        for part, expected in (("image", checked(i).image), ("mask", checked(i).mask)):
-            start = row[f"{part}_offset"]
-            assert data[start : start + row[f"{part}_bytes"]] == expected
-    with tarfile.open(tmp_path / "train-000000.tar") as tar:
-        assert tar.getnames()[::2] == [f"{key}.image.jpg" for key in keys]
-
-
 def test_the_manifest_returned_is_the_one_on_disk(raw: Path, tmp_path: Path, prepare_spec: MakeSpec) -> None:
     manifest = prepare(prepare_spec(raw=raw.as_uri(), out=(tmp_path / "a" / "out").as_uri()))
     assert Manifest.load(tmp_path / "a" / "out") == manifest
+
+
+def test_a_folder_whose_name_is_no_text_can_be_prepared(
+    raw: Path, tmp_path: Path, prepare_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(raw.rename(tmp_path / "ra\udcffw"))
+    manifest = prepare(prepare_spec(raw=".", out=str(tmp_path / "out")))
+    assert manifest.name == "ra?w"
+    assert Manifest.load(tmp_path / "out") == manifest
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_the_documented_lines_decode_a_shard_with_webdataset_alone(shared_dataset: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "data-format.md").read_text()
+    block = next(text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "WebDataset(" in text)
+    found: list[tuple[str, bytes, np.ndarray]] = []
+    names: dict[str, Any] = {}
+    names["print"] = lambda *_shown: found.append((names["key"], names["image"].tobytes(), names["mask"]))
+    exec(block.replace("OUT/train-000000.tar", str(shared_dataset / "train-000000.tar")), names)
+    index = SampleIndex.load(shared_dataset, "train")
+    assert [key for key, _, _ in found] == list(index.keys)
+    for i, (_, image, mask) in enumerate(found):
+        assert np.array_equal(mask, stored_mask(index, i))
+        assert image == Image.open(io.BytesIO(index.read_sample(i)[1])).tobytes()

@@ -69,7 +69,7 @@ def test_damage_gives_exit_code_1(dataset: Path, capsys: pytest.CaptureFixture[s
         (["verify", "pipe:touch canary"], 1, "is not supported"),
         (["prepare", "folder", "--out", "x"], 2, "raw"),
         (["prepare", "coco", "--raw", "y", "--out", "x"], 2, "dataset"),
-        (["prepare", "folder", "--raw", "y", "--out", "s3://b/x"], 2, "scheme 's3'"),
+        (["prepare", "folder", "--raw", "y", "--out", "http://host/x"], 2, "scheme 'http'"),
         (["prepare", "folder", "--raw", "/nowhere", "--out", "x", "--val-share", "2"], 2, "val_share"),
         (["prepare", "folder", "--raw", "/nowhere", "--out", "x"], 1, "/nowhere is not a folder"),
         (["prepare", "synthetic", "--out", "/proc/x"], 1, "cannot be written"),
@@ -110,7 +110,7 @@ def test_a_terminated_prepare_leaves_nothing_that_looks_finished(tmp_path: Path)
     command = [sys.executable, "-m", "segfleet_pipelines.tool", "prepare", "synthetic", "--samples", "100000"]
     process = subprocess.Popen([*command, "--out", "out"], cwd=tmp_path, stderr=subprocess.DEVNULL)
     try:
-        while not list(tmp_path.glob(".out.partial-*/synthetic/images/*")):
+        while not list(tmp_path.glob(".out.partial/*/synthetic/images/*")):
             assert process.poll() is None
             os.sched_yield()
         process.send_signal(signal.SIGTERM)

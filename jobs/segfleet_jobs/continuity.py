@@ -1,0 +1,60 @@
+"""What must be the same before and after a checkpoint: the spec, the data, and the samples left out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from segfleet.errors import CheckpointError
+from segfleet.spec.sections import MixSpec
+from segfleet_pipelines.batch import Skips
+from segfleet_pipelines.manifest import Manifest
+
+_FIXED_SECTIONS = ("data", "model", "optim", "augment", "train")
+
+
+def check_same_spec(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Compare two specs in what decides the weights.
+
+    Raises:
+        CheckpointError: they differ; names the sections.
+    """
+    changed = [section for section in _FIXED_SECTIONS if before.get(section) != now.get(section)]
+    if changed:
+        raise CheckpointError(
+            f"the checkpoint was written with other values in {', '.join(changed)}; submit a new job instead"
+        )
+
+
+def check_same_data(before: Sequence[str], manifests: Sequence[Manifest], sources: Sequence[MixSpec]) -> None:
+    """Compare the content ids of all datasets of a training.
+
+    Raises:
+        CheckpointError: one differs; names the dataset and both ids.
+    """
+    for content_id, manifest, source in zip(before, manifests, sources, strict=True):
+        if content_id != manifest.content_id:
+            raise CheckpointError(
+                f"the checkpoint was written on data with content id {content_id[:12]}, {source.shards!r} now holds "
+                f"{manifest.content_id[:12]}; put the data back, or begin again with 'segfleet retry --from-start'"
+            )
+
+
+def same_skips(before: Sequence[Sequence[int]], now: Skips, sources: Sequence[MixSpec]) -> Skips:
+    """The samples that a job leaves out from its first step to its last: those of the checkpoint.
+
+    A sample that has been mended since stays out, or the resumed run would not equal the whole one. One that has been
+    damaged since cannot be left out, for the same reason.
+
+    Raises:
+        CheckpointError: samples have been damaged since.
+    """
+    skips = tuple(frozenset(samples) for samples in before)
+    for old, new, source in zip(skips, now, sources, strict=True):
+        if fresh := sorted(new - old):
+            raise CheckpointError(
+                f"{len(fresh)} samples of {source.shards!r}, split {source.split!r}, have been damaged since the "
+                f"checkpoint was written, the first is number {fresh[0]}; restore the shards ('segfleet verify' names "
+                "them), or begin again with 'segfleet retry --from-start'"
+            )
+    return skips

@@ -1,0 +1,170 @@
+"""Where a complete dataset goes: to a folder of this machine, by one rename, or to an object store, by upload."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from segfleet.errors import DataError
+from segfleet.settings import data_settings
+from segfleet_pipelines.location import parse_location
+from segfleet_pipelines.manifest import MANIFEST_NAME, FileInfo, Manifest
+from segfleet_pipelines.pool import Progress
+from segfleet_pipelines.staging import Staging, publish, refuse_occupied, staging_beside
+from segfleet_pipelines.storage import Storage, open_storage
+
+_UPLOADS = 4  # at a time
+
+
+class Destination(Protocol):
+    """Where a dataset goes. Its text names it for people."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether publishing takes its time."""
+        ...
+
+    @property
+    def staging(self) -> Path:
+        """The folder to make it in; always the same one for the same place."""
+        ...
+
+    def refuse_occupied(self) -> None:
+        """Make sure that nothing would be overwritten.
+
+        Raises:
+            DataError: there is something.
+        """
+        ...
+
+    def publish(self, staging: Staging, manifest: Manifest, report: Progress) -> None:
+        """Bring a complete dataset to its place; the manifest appears last.
+
+        Raises:
+            DataError: the place was taken meanwhile, or cannot be written.
+        """
+        ...
+
+
+def open_destination(location: str) -> Destination:
+    """The place that a location names.
+
+    Raises:
+        DataError: no location.
+    """
+    folder = parse_location(location).folder
+    return FolderDestination(folder) if folder is not None else RemoteDestination(open_storage(location))
+
+
+@dataclass(frozen=True, slots=True)
+class FolderDestination:
+    """A folder of this machine."""
+
+    folder: Path
+
+    @property
+    def is_remote(self) -> bool:
+        """See `Destination`."""
+        return False
+
+    @property
+    def staging(self) -> Path:
+        """See `Destination`."""
+        return staging_beside(self.folder)
+
+    def refuse_occupied(self) -> None:
+        """See `Destination`."""
+        refuse_occupied(self.folder)
+
+    def publish(self, staging: Staging, manifest: Manifest, report: Progress) -> None:  # noqa: ARG002 - one rename
+        """See `Destination`."""
+        publish(staging.dataset, self.folder)
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteDestination:
+    """A folder of an object store."""
+
+    storage: Storage
+
+    @property
+    def is_remote(self) -> bool:
+        """See `Destination`."""
+        return True
+
+    @property
+    def staging(self) -> Path:
+        """See `Destination`."""
+        name = hashlib.sha256(self.storage.address.encode()).hexdigest()[:16]
+        return data_settings().cache_folder / "staging" / name
+
+    def refuse_occupied(self) -> None:
+        """See `Destination`."""
+        if MANIFEST_NAME in self.storage.names():
+            raise DataError(f"{self} holds a prepared dataset already; choose another place or remove it first")
+
+    def publish(self, staging: Staging, manifest: Manifest, report: Progress) -> None:
+        """See `Destination`. Files that an interrupted upload has brought there are not sent again."""
+        files = _files(manifest)
+        log = _UploadLog(staging.root / "uploaded.json")
+        missing = [(info, samples) for info, samples in files if not log.holds(info, self.storage)]
+        total = sum(samples for _, samples in files)
+        done = total - sum(samples for _, samples in missing)
+        with ThreadPoolExecutor(_UPLOADS) as pool:
+            sending = {
+                pool.submit(self.storage.upload, staging.dataset / info.file, info.file): (info, samples)
+                for info, samples in missing
+            }
+            try:
+                for future in as_completed(sending):
+                    info, samples = sending[future]
+                    future.result()
+                    log.add(info)
+                    done += samples
+                    report(done, total)
+            finally:
+                pool.shutdown(cancel_futures=True)
+        self.refuse_occupied()
+        self.storage.upload(staging.dataset / MANIFEST_NAME, MANIFEST_NAME)
+
+    def __str__(self) -> str:
+        return self.storage.address
+
+
+def _files(manifest: Manifest) -> list[tuple[FileInfo, int]]:
+    """Every file but the manifest, with its number of samples."""
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    return [*((shard, shard.num_samples) for shard in shards), (manifest.index, 0)]
+
+
+class _UploadLog:
+    """Which content was sent under which name; sizes alone would not tell two versions of a shard apart."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._sent: dict[str, str] = {}
+        with suppress(OSError, ValueError):
+            self._sent = dict(json.loads(path.read_text()))
+
+    def holds(self, info: FileInfo, storage: Storage) -> bool:
+        """Whether the file was sent as it is, and is still there."""
+        if self._sent.get(info.file) != info.sha256:
+            return False
+        with suppress(DataError):
+            return storage.size(info.file) == info.bytes
+        return False
+
+    def add(self, info: FileInfo) -> None:
+        """A file is there."""
+        self._sent[info.file] = info.sha256
+        part = self._path.with_suffix(".part")
+        part.write_text(json.dumps(self._sent))
+        part.replace(self._path)
