@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from segfleet.errors import DataError
 from segfleet.spec.kinds import PrepareSpec
@@ -20,13 +21,14 @@ from segfleet_pipelines.datasets.class_table import class_table, read_classes
 from segfleet_pipelines.datasets.pascal_context import classes_59
 from segfleet_pipelines.destination import Destination, open_destination
 from segfleet_pipelines.label_mistakes import explain
-from segfleet_pipelines.local_files import sync_folder
+from segfleet_pipelines.local_files import link_or_copy, sync_folder
 from segfleet_pipelines.location import parse_location, resolve_location
-from segfleet_pipelines.manifest import MANIFEST_NAME, SHARD_NAME, Manifest
+from segfleet_pipelines.manifest import INDEX_NAME, MANIFEST_NAME, SHARD_NAME, Manifest
 from segfleet_pipelines.pairing import Paired, pair_members
 from segfleet_pipelines.pool import Progress, run_tasks
+from segfleet_pipelines.reader import INDEX_SCHEMA
 from segfleet_pipelines.sealing import seal
-from segfleet_pipelines.staging import Staging, staging_folder
+from segfleet_pipelines.staging import Staging, clear_finished, staging_folder
 from segfleet_pipelines.tar_walk import walk_tar
 
 # train-000003, train_3, train-00003-of-00100: the split, then the number.
@@ -61,22 +63,20 @@ def adopt(spec: PrepareSpec, progress: Progress | None = None) -> Manifest:
     """
     raw = require_folder(resolve_location(spec.raw or ""), "give the folder that holds the shards")
     destination = _destination(spec.out, raw)
+    clear_finished(destination.staging.parent)
     destination.refuse_occupied()
     classes = _classes(spec.dataset, raw)
     found, problems = _read_headers(_shard_paths(raw))
     with staging_folder(destination.staging, str(destination)) as staging:
-        try:
-            tasks = _tasks(found, LabelRules.of(classes), staging)
-            results = run_tasks(tasks, spec.processes, staging.worker_lock, progress or _silent)
-            if problems := [*problems, *(line for result in results for line in result.bad)]:
-                raise _refusal(classes, found, problems)
-            manifest = seal(classes, _by_split(tasks), staging)
-            if not isinstance(destination, _InPlace):
-                _link(found, staging)
-        except OSError as error:
-            raise DataError(
-                f"{staging.root} cannot be written: {error.strerror or error}; free or choose another place"
-            ) from error
+        tasks = _tasks(found, LabelRules.of(classes), staging)
+        results = run_tasks(tasks, spec.processes, staging.worker_lock, progress or _silent)
+        if problems := [*problems, *(line for result in results for line in result.bad)]:
+            raise _refusal(classes, found, problems)
+        manifest = seal(classes, _by_split(tasks), staging)
+        if not isinstance(destination, _InPlace):
+            for shard in found:
+                staging.shard(shard.path.name).unlink(missing_ok=True)
+                link_or_copy(shard.path, staging.shard(shard.path.name))
         destination.publish(staging, manifest, progress or _silent)
     return manifest
 
@@ -96,6 +96,11 @@ class _InPlace:
     def refuse_occupied(self) -> None:
         if (self.folder / MANIFEST_NAME).exists():
             raise DataError(f"{self.folder} holds a prepared dataset already; remove its {MANIFEST_NAME} to adopt anew")
+        index = self.folder / INDEX_NAME
+        if index.exists() and not _is_index(index):
+            raise DataError(
+                f"{index} is of another program and would be written over; move it or adopt to another place"
+            )
 
     def publish(self, staging: Staging, manifest: Manifest, report: Progress) -> None:  # noqa: ARG002 - two renames
         """The manifest comes last: without it the folder is no dataset."""
@@ -103,6 +108,7 @@ class _InPlace:
         for name in (manifest.index.file, MANIFEST_NAME):
             (staging.dataset / name).replace(self.folder / name)
             sync_folder(self.folder)
+        staging.dataset.rmdir()
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -112,6 +118,14 @@ def _destination(out: str, raw: Path) -> Destination:
     folder = parse_location(out).folder
     in_place = folder is not None and folder.resolve() == raw.resolve()
     return _InPlace(raw) if in_place else open_destination(out)
+
+
+def _is_index(path: Path) -> bool:
+    """Whether an earlier adoption has written the file."""
+    try:
+        return bool(pq.read_schema(path).equals(INDEX_SCHEMA))
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def _classes(kind: str, raw: Path) -> RawDataset:
@@ -213,21 +227,6 @@ def _refusal(classes: RawDataset, found: Sequence[_Found], problems: Sequence[st
     )
     advice = "".join(f"\nprobably: {line}" for line in explain(replace(classes, splits=splits)))
     return DataError(f"{error}{advice}")
-
-
-def _link(found: Sequence[_Found], staging: Staging) -> None:
-    """Give the shards a second name, or copy them to another file system."""
-    for shard in found:
-        target = staging.shard(shard.path.name)
-        target.unlink(missing_ok=True)
-        # A link to a link would end with the first one.
-        source = shard.path.resolve()
-        try:
-            os.link(source, target)
-        except OSError:
-            shutil.copyfile(source, target)
-            with target.open("rb") as file:
-                os.fsync(file.fileno())
 
 
 def _silent(_done: int, _total: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from segfleet.errors import DataError
 from segfleet_pipelines.check import LabelRules, final_labels, read_image_header, read_labels
 from segfleet_pipelines.datasets.base import RawSample
-from segfleet_pipelines.datasets.sources import Source, file_stamp
+from segfleet_pipelines.datasets.sources import Source, check_size, file_stamp
 from segfleet_pipelines.manifest import ShardInfo
 from segfleet_pipelines.mask_codec import PACKED, unpack_mask
 from segfleet_pipelines.pairing import TarSample
@@ -33,6 +33,7 @@ class TarSource:
 
     def read(self) -> bytes:
         """See `Source`."""
+        check_size(self, self.member.size)
         try:
             with self.path.open("rb") as file:
                 data = os.pread(file.fileno(), self.member.size, self.member.offset)

@@ -7,7 +7,6 @@ import os
 import re
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +18,7 @@ from segfleet.errors import DataError
 from segfleet_pipelines.check import LabelRules, read_image_header, read_labels
 from segfleet_pipelines.datasets.base import RawDataset, RawSample, listed
 from segfleet_pipelines.image_codec import pack_image
+from segfleet_pipelines.local_files import link_or_copy
 from segfleet_pipelines.manifest import Images, Manifest, ShardInfo
 from segfleet_pipelines.mask_codec import unpack_mask
 from segfleet_pipelines.pool import Advance, TaskResult
@@ -206,8 +206,6 @@ def take_shard(base: str, info: ShardInfo, path: Path) -> None:
 def _fetch(base: str, name: str, path: Path) -> None:
     storage = open_storage(base)
     if storage.folder is not None:
-        # A hard link where both are on one file system, which costs neither time nor room.
-        with suppress(OSError):
-            path.hardlink_to(storage.folder / name)
-            return
-    storage.download(name, path)
+        link_or_copy(storage.folder / name, path)
+    else:
+        storage.download(name, path)

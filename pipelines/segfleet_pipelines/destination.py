@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Protocol
 
 from segfleet.errors import DataError
 from segfleet.settings import data_settings
+from segfleet_pipelines.datasets.base import listed
 from segfleet_pipelines.location import parse_location
 from segfleet_pipelines.manifest import MANIFEST_NAME, FileInfo, Manifest
 from segfleet_pipelines.pool import Progress
@@ -104,17 +106,22 @@ class RemoteDestination:
     def staging(self) -> Path:
         """See `Destination`."""
         name = hashlib.sha256(self.storage.address.encode()).hexdigest()[:16]
-        return data_settings().cache_folder / "staging" / name
+        return staging_beside(data_settings().cache_folder / "staging" / name)
 
     def refuse_occupied(self) -> None:
-        """See `Destination`."""
-        if MANIFEST_NAME in self.storage.names():
+        """See `Destination`. Files of an interrupted upload do not count."""
+        names = self.storage.names()
+        if MANIFEST_NAME in names:
             raise DataError(f"{self} holds a prepared dataset already; choose another place or remove it first")
+        self._refuse_others(names, self._log().names)
 
     def publish(self, staging: Staging, manifest: Manifest, report: Progress) -> None:
         """See `Destination`. Files that an interrupted upload has brought there are not sent again."""
         files = _files(manifest)
-        log = _UploadLog(staging.root / "uploaded.json")
+        self.refuse_occupied()
+        self._refuse_others(self.storage.names(), {info.file for info, _ in files})
+        log = self._log()
+        log.begin(info for info, _ in files)
         missing = [(info, samples) for info, samples in files if not log.holds(info, self.storage)]
         total = sum(samples for _, samples in files)
         done = total - sum(samples for _, samples in missing)
@@ -134,6 +141,15 @@ class RemoteDestination:
                 pool.shutdown(cancel_futures=True)
         self.refuse_occupied()
         self.storage.upload(staging.dataset / MANIFEST_NAME, MANIFEST_NAME)
+        staging.dataset.rename(staging.root / "sent")
+
+    def _log(self) -> _UploadLog:
+        return _UploadLog(self.staging / "uploaded.json")
+
+    def _refuse_others(self, names: Sequence[str], own: Set[str]) -> None:
+        """What lies there is neither written over nor made a part of the dataset."""
+        if others := [name for name in names if name not in own]:
+            raise listed(f"{self} holds other files; choose another place or remove them first", others)
 
     def __str__(self) -> str:
         return self.storage.address
@@ -151,8 +167,19 @@ class _UploadLog:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._sent: dict[str, str] = {}
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, TypeError):
             self._sent = dict(json.loads(path.read_text()))
+
+    @property
+    def names(self) -> Set[str]:
+        """Files that were sent, or begun."""
+        return self._sent.keys()
+
+    def begin(self, files: Iterable[FileInfo]) -> None:
+        """The files may be there from now on, whole or not."""
+        for info in files:
+            self._sent.setdefault(info.file, "")
+        self._save()
 
     def holds(self, info: FileInfo, storage: Storage) -> bool:
         """Whether the file was sent as it is, and is still there."""
@@ -165,6 +192,9 @@ class _UploadLog:
     def add(self, info: FileInfo) -> None:
         """A file is there."""
         self._sent[info.file] = info.sha256
+        self._save()
+
+    def _save(self) -> None:
         part = self._path.with_suffix(".part")
         part.write_text(json.dumps(self._sent))
         part.replace(self._path)

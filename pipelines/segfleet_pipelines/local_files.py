@@ -135,6 +135,19 @@ def write_to(file: IO[bytes], data: bytes | memoryview) -> None:
         raise _unwritable(Path(str(file.name)), error) from error
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it durably if that is on another file system.
+
+    Raises:
+        DataError: it is missing, or cannot be read or written.
+    """
+    try:
+        # Not of a symbolic link itself: that would end with the first one, and lead elsewhere from another folder.
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        LocalStorage(source.parent).download(source.name, target)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)

@@ -18,6 +18,8 @@ from segfleet.errors import DataError
 from segfleet_pipelines.local_files import sync_folder
 from segfleet_pipelines.manifest import MANIFEST_NAME
 
+_SUFFIX = ".partial"
+
 
 @dataclass(frozen=True, slots=True)
 class Staging:
@@ -79,7 +81,7 @@ def record_name(shard: str) -> str:
 
 def staging_beside(out: Path) -> Path:
     """Where `out` is made: a hidden folder on the same file system."""
-    return out.parent / f".{out.name}.partial"
+    return out.parent / f".{out.name}{_SUFFIX}"
 
 
 @contextmanager
@@ -91,9 +93,9 @@ def staging_folder(root: Path, out: str) -> Iterator[Staging]:
         out: What is made there, for people.
 
     Raises:
-        DataError: another run holds it, or it cannot be written.
+        DataError: another run holds it, or something in it or of the raw data cannot be used.
     """
-    with _held(root, out):
+    with _telling(root), _held(root, out):
         staging = Staging(root)
         try:
             _wait_for_workers(staging.worker_lock)
@@ -103,6 +105,21 @@ def staging_folder(root: Path, out: str) -> Iterator[Staging]:
                 shutil.rmtree(root, ignore_errors=True)
             raise
         shutil.rmtree(root, ignore_errors=True)
+
+
+def clear_finished(parent: Path) -> None:
+    """Remove the folders of runs that were killed between publishing their dataset and removing the rest.
+
+    Args:
+        parent: Where folders to make datasets in lie.
+    """
+    for root in parent.glob(f".*{_SUFFIX}"):
+        staging = Staging(root)
+        # The dataset's folder is made before that of the records, and goes only by publishing.
+        if staging.rows.is_dir() and not staging.dataset.exists():
+            with suppress(DataError), _held(root, str(root)):
+                if not staging.dataset.exists():
+                    shutil.rmtree(root, ignore_errors=True)
 
 
 def publish(finished: Path, out: Path) -> None:
@@ -130,6 +147,17 @@ def refuse_occupied(out: Path) -> None:
         raise DataError(f"{out} holds a prepared dataset already; choose another place or remove it first")
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise DataError(f"{out} exists and is not an empty folder; choose another place")
+
+
+@contextmanager
+def _telling(root: Path) -> Iterator[None]:
+    """Errors of the disk name the file, which may also be one of the raw data."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or root} cannot be used: {error.strerror or error}; free space or choose another place"
+        ) from error
 
 
 @contextmanager

@@ -42,12 +42,13 @@ class WebFiles:
         self._address, self._timeout = str(location), timeout
         try:
             url = httpx.URL(self._address)
+            host = url.host
         except (httpx.InvalidURL, UnicodeError) as error:
             raise DataError(f"not a location: no {location.scheme}:// address; {error}") from None
         port = url.port or _DEFAULT_PORTS[url.scheme]
-        name = f"[{url.host}]" if ":" in url.host else url.host
+        name = f"[{host}]" if ":" in host else host
         self._way_out = f"if it is meant, the operator lists {name}:{port} in SEGFLEET_DATA_HOSTS"
-        self._exempt = None if private_hosts.isdisjoint({name, url.host, f"{name}:{port}"}) else (url.host, port)
+        self._exempt = None if private_hosts.isdisjoint({name, host, f"{name}:{port}"}) else (host, port)
 
     def size(self, name: str) -> int:
         """See `segfleet_pipelines.remote.Files`."""

@@ -21,7 +21,7 @@ from segfleet_pipelines.pool import Progress, TaskResult, run_tasks
 from segfleet_pipelines.sealing import seal
 from segfleet_pipelines.shard_plan import MAX_SHARD_BYTES, MAX_SHARD_SAMPLES, plan_shards
 from segfleet_pipelines.shards import ShardTask
-from segfleet_pipelines.staging import Staging, staging_folder
+from segfleet_pipelines.staging import Staging, clear_finished, staging_folder
 
 ShardTasks = list[BaseShardTask | ShardTask]
 
@@ -45,19 +45,15 @@ def prepare(spec: PrepareSpec, progress: Progress | None = None, tell: Callable[
     if spec.adopt:
         return adopt(spec, progress)
     destination = open_destination(spec.out)
+    clear_finished(destination.staging.parent)
     destination.refuse_occupied()
     draw, write, send = _stages(spec, destination.is_remote, progress)
     with staging_folder(destination.staging, str(destination)) as staging:
-        try:
-            dataset = _open_raw(spec, staging, draw)
-            if tell is not None:
-                for note in dataset.notes:
-                    tell(note)
-            manifest = _make(spec, dataset, staging, write)
-        except OSError as error:
-            raise DataError(
-                f"{staging.root} cannot be written: {error.strerror or error}; free or choose another place"
-            ) from error
+        dataset = _open_raw(spec, staging, draw)
+        if tell is not None:
+            for note in dataset.notes:
+                tell(note)
+        manifest = _make(spec, dataset, staging, write)
         destination.publish(staging, manifest, send)
     return manifest
 

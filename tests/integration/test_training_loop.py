@@ -13,11 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from segfleet.errors import CheckpointError
+from segfleet.errors import CheckpointError, DataError
 from segfleet_jobs import checkpoint as checkpoint_module
 from segfleet_jobs.attempt import Yielded
 from segfleet_jobs.checkpoint import CheckpointRecord, load_checkpoint
 from segfleet_jobs.failure import NonFiniteLossError
+from segfleet_jobs.loop import TrainingLoop
+from segfleet_jobs.ranks import Ranks
 from training import (
     InterruptedTrainingError,
     RecordingLink,
@@ -243,3 +245,27 @@ def test_a_job_that_is_done_only_reports_its_result_again(shards: str, tmp_path:
     repeated = run_alone(spec, tmp_path, again, attempt="a2")
     assert {**repeated, "seconds": None} == {**result, "seconds": None}
     assert again.records == []
+
+
+def test_data_exchanged_as_a_whole_in_mid_run_are_not_validated_on(shards: str, tmp_path: Path) -> None:
+    here, other = Path(shutil.copytree(shards, tmp_path / "here")), make_dataset(tmp_path / "other", seed=1)
+
+    class Exchanging(RecordingLink):
+        def metrics(self, step: int, values: dict[str, float]) -> None:
+            if step == 2:
+                # The training goes on with the shard that it has open.
+                here.rename(tmp_path / "away")
+                shutil.copytree(other, here)
+
+    with pytest.raises(DataError, match=f"{here} has content id"):
+        run_alone(make_train_spec(str(here)), tmp_path / "job", Exchanging())
+
+
+def test_ranks_train_on_what_was_checked(shards: str, tmp_path: Path) -> None:
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    folders = tmp_path, tmp_path / "a1"
+    loop = TrainingLoop(
+        make_train_spec(shards), ranks, RecordingLink(), *folders, lambda *_: None, content_ids=("0" * 64,)
+    )
+    with pytest.raises(DataError, match="has content id .*, the job began on 000000000000"):
+        loop.run()

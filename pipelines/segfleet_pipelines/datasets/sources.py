@@ -55,6 +55,7 @@ class FileSource:
     def read(self) -> bytes:
         """See `Source`."""
         try:
+            check_size(self, self.size())
             return self.path.read_bytes()
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read: {error.strerror}") from error
@@ -82,8 +83,7 @@ class ZipSource:
         """See `Source`."""
         try:
             archive = _opened(self.archive, self.stamp())
-            if (size := archive.getinfo(self.member).file_size) > MAX_MEMBER_BYTES:
-                raise DataError(f"{self}: {size:,} bytes; no picture is that large")
+            check_size(self, archive.getinfo(self.member).file_size)
             return archive.read(self.member)
         except (*_ZIP_ERRORS, KeyError) as error:
             raise DataError(f"{self}: cannot be read: {error}") from error
@@ -101,6 +101,16 @@ class ZipSource:
 
     def __str__(self) -> str:
         return f"{self.archive}/{self.member}"
+
+
+def check_size(source: Source, size: int) -> None:
+    """Make sure that a picture or mask may be read into memory.
+
+    Raises:
+        DataError: it is too large for one.
+    """
+    if size > MAX_MEMBER_BYTES:
+        raise DataError(f"{source}: {size:,} bytes; no picture is that large")
 
 
 def zip_members(archive: Path) -> list[str]:

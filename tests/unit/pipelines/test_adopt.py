@@ -97,6 +97,26 @@ def test_index_and_manifest_can_lie_beside_the_shards(made: Path, prepare_spec: 
         adopt(prepare_spec, made, made)
 
 
+def test_an_index_of_another_program_is_not_written_over(made: Path, prepare_spec: Spec) -> None:
+    index = made / "samples.parquet"
+    index.write_bytes(b"of another program")
+    with pytest.raises(DataError, match=r"samples\.parquet is of another program"):
+        adopt(prepare_spec, made, made)
+    assert index.read_bytes() == b"of another program"
+    index.unlink()
+    first = adopt(prepare_spec, made, made)
+    (made / "manifest.json").unlink()
+    assert adopt(prepare_spec, made, made) == first
+
+
+def test_a_picture_too_large_for_memory_is_refused(
+    made: Path, tmp_path: Path, prepare_spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segfleet_pipelines.datasets.sources.MAX_MEMBER_BYTES", 500)
+    with pytest.raises(DataError, match=r"'k0\.jpg': .* bytes; no picture is that large"):
+        adopt(prepare_spec, made, tmp_path / "out")
+
+
 def test_the_number_of_processes_changes_nothing(made: Path, tmp_path: Path, prepare_spec: Spec) -> None:
     first = adopt(prepare_spec, made, tmp_path / "a", processes=1)
     assert adopt(prepare_spec, made, tmp_path / "b", processes=2) == first

@@ -51,7 +51,7 @@ def test_old_shards_are_shared_and_new_samples_come_after_them(
 ) -> None:
     list_more(raw)
     old = Manifest.load(base)
-    new = prepare(prepare_spec(raw=str(raw), out=str(tmp_path / "v2"), base=str(base), processes=2))
+    new = prepare(prepare_spec(raw=str(raw), out=str(tmp_path / "v2"), base=str(base)))
     for split in ("train", "val"):
         shards = old.splits[split].shards
         assert new.splits[split].shards[: len(shards)] == shards
@@ -73,6 +73,18 @@ def test_without_new_samples_the_content_is_the_same(
     monkeypatch.setattr(ShardTask, "_write", lambda *_: pytest.fail("written again"))
     again = prepare(prepare_spec(raw=str(raw), out=str(tmp_path / "v2"), base=base.as_uri()))
     assert again.content_id == Manifest.load(base).content_id
+
+
+def test_a_linked_shard_of_the_base_is_taken_for_what_it_leads_to(
+    base: Path, raw: Path, tmp_path: Path, prepare_spec: MakeSpec
+) -> None:
+    shard = base / "train-000000.tar"
+    shard.rename(base / "moved")
+    shard.symlink_to("moved")
+    prepare(prepare_spec(raw=str(raw), out=str(tmp_path / "v2"), base=str(base)))
+    assert not (tmp_path / "v2" / shard.name).is_symlink()
+    assert (tmp_path / "v2" / shard.name).samefile(base / "moved")
+    assert not verify(tmp_path / "v2").problems
 
 
 def test_on_another_file_system_shards_are_copied(

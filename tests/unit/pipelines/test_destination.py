@@ -95,6 +95,53 @@ def test_a_place_with_a_manifest_is_refused(raw: Path, prepare_spec: MakeSpec, b
     assert bucket.sent == []
 
 
+def test_files_of_others_are_not_written_over(
+    raw: Path, tmp_path: Path, prepare_spec: MakeSpec, bucket: MemoryStorage
+) -> None:
+    bucket.files["train-000000.tar"] = b"of somebody"
+    with pytest.raises(DataError, match=r"holds other files.*\(1\):(.|\n)*train-000000\.tar"):
+        prepare(prepare_spec(raw=str(raw), out=ADDRESS))
+    assert bucket.files == {"train-000000.tar": b"of somebody"}
+    assert not list(tmp_path.glob("cache/staging/*"))
+
+
+def test_a_file_of_others_that_comes_in_the_meantime_is_not_written_over(
+    raw: Path, prepare_spec: MakeSpec, bucket: MemoryStorage
+) -> None:
+    def overtake(done: int, _total: int) -> None:
+        if done == 5:
+            bucket.files["val-000000.tar"] = b"of somebody"
+
+    with pytest.raises(DataError, match="holds other files"):
+        prepare(prepare_spec(raw=str(raw), out=ADDRESS), overtake)
+    assert bucket.files == {"val-000000.tar": b"of somebody"}
+
+
+def test_what_an_upload_of_other_content_has_left_is_named(
+    raw: Path, prepare_spec: MakeSpec, bucket: MemoryStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.fail_at = 5
+    with pytest.raises(DataError, match="the network is gone"):
+        prepare(prepare_spec(raw=str(raw), out=ADDRESS))
+    bucket.fail_at = 0
+    monkeypatch.setattr(writer, "MAX_SHARD_SAMPLES", 9)
+    with pytest.raises(DataError, match=r"holds other files.*\(2\)"):
+        prepare(prepare_spec(raw=str(raw), out=ADDRESS))
+    assert MANIFEST_NAME not in bucket.files
+
+
+def test_a_run_that_was_killed_after_its_upload_leaves_nothing_for_long(
+    raw: Path, tmp_path: Path, prepare_spec: MakeSpec, bucket: MemoryStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as killed:
+        killed.setattr("segfleet_pipelines.staging.shutil.rmtree", lambda *_a, **_k: None)
+        prepare(prepare_spec(raw=str(raw), out=ADDRESS))
+    assert list(tmp_path.glob("cache/staging/.*.partial/sent/*.tar"))
+    with pytest.raises(DataError, match="holds a prepared dataset already"):
+        prepare(prepare_spec(raw=str(raw), out=ADDRESS))
+    assert not list(tmp_path.glob("cache/staging/*"))
+
+
 def test_an_upload_goes_on_where_it_was(
     raw: Path, tmp_path: Path, prepare_spec: MakeSpec, bucket: MemoryStorage
 ) -> None:

@@ -3,13 +3,18 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from segfleet.errors import DataError
-from segfleet_pipelines.picture import check_pixels
+from segfleet_pipelines.check import LabelRules, read_labels
+from segfleet_pipelines.datasets.base import RawDataset, RawSample
+from segfleet_pipelines.datasets.sources import FileSource
+from segfleet_pipelines.image_codec import pack_image
+from segfleet_pipelines.picture import check_pixels, read_header
 from segfleet_pipelines.png_check import check_png
 
 
@@ -28,6 +33,7 @@ def forge(rows: bytes, *, width: int = 4, height: int = 2, color: int = 0, inter
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+ANY_LABEL = dict.fromkeys(range(256), 0)
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (37, 41, 3), dtype=np.uint8).repeat(3, 0).repeat(3, 1)
 
@@ -48,6 +54,27 @@ def test_every_flipped_bit_and_every_cut_of_a_png_is_found() -> None:
             check_pixels(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
         with pytest.raises(DataError):
             check_pixels(data[:place])
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_every_flipped_bit_of_a_mask_is_found(tmp_path: Path, bit: int) -> None:
+    """A decoder alone gives other labels for a tenth of them."""
+    labels = RNG.integers(0, 9, (6, 7), dtype=np.uint8).repeat(20, 0).repeat(20, 1)
+    data, path = encode(labels), tmp_path / "mask.png"
+    raw = RawSample("k", FileSource(path), FileSource(path))
+    header, rules = read_header(data), LabelRules.of(RawDataset("all", ("a",), ((0, 0, 0),), 255, ANY_LABEL, {}))
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :])
+        with pytest.raises(DataError):
+            read_labels(raw, header, rules)
+
+
+def test_a_png_that_becomes_a_jpeg_is_checked_to_its_last_byte() -> None:
+    data = encode(PHOTO[:20, :20])
+    header = read_header(data)
+    for place in range(len(data)):
+        with pytest.raises(DataError):
+            pack_image(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :], header, "jpeg95")
 
 
 @pytest.mark.parametrize(

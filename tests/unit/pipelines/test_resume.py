@@ -3,6 +3,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -127,7 +128,7 @@ def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.parametrize(
-    ("first", "step"), [(3, 7), pytest.param(1, 1, marks=pytest.mark.integration)], ids=["some", "all"]
+    ("first", "step"), [(11, 60), pytest.param(1, 1, marks=pytest.mark.integration)], ids=["some", "all"]
 )
 def test_killed_at_any_file_operation_the_next_run_ends_with_the_same_bytes(
     raw: Path, tmp_path: Path, first: int, step: int
@@ -140,6 +141,7 @@ def test_killed_at_any_file_operation_the_next_run_ends_with_the_same_bytes(
     assert int(result.stdout.splitlines()[-1]) > 30
 
 
+@pytest.mark.integration
 def test_a_run_of_two_processes_killed_in_the_middle_keeps_its_finished_shards(
     raw: Path, tmp_path: Path, prepare_spec: MakeSpec, written: list[str]
 ) -> None:
@@ -157,6 +159,43 @@ def test_a_run_of_two_processes_killed_in_the_middle_keeps_its_finished_shards(
     assert {name: (out / name).stat().st_ino for name in inodes} == inodes
     assert not verify(out).problems
     assert not (tmp_path / ".out.partial").exists()
+
+
+@pytest.mark.parametrize("adopt", [False, True])
+def test_what_a_run_killed_after_publishing_has_left_is_removed_by_the_next(
+    raw: Path, tmp_path: Path, prepare_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, adopt: bool
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as killed:
+        killed.setattr("segfleet_pipelines.staging.shutil.rmtree", lambda *_a, **_k: None)
+        prepare(prepare_spec(raw=str(raw), out=str(out)))
+        if adopt:
+            for name in ("manifest.json", "samples.parquet"):
+                (out / name).unlink()
+            shutil.copy(raw / "classes.yaml", out)
+            (tmp_path / ".out.partial").rename(tmp_path / "elsewhere")
+            prepare(prepare_spec(adopt=True, raw=str(out), out=str(out)))
+    left = out / ".adopt.partial" if adopt else tmp_path / ".out.partial"
+    assert list(left.glob("rows/*.parquet"))
+    assert not verify(out).problems
+    again = {"adopt": True, "raw": str(out)} if adopt else {"raw": str(raw)}
+    with pytest.raises(DataError, match="holds a prepared dataset already"):
+        prepare(prepare_spec(out=str(out), **again))
+    assert not left.exists()
+
+
+def test_of_other_runs_only_what_is_published_is_removed(
+    raw: Path, tmp_path: Path, prepare_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        prepare(prepare_spec(raw=str(raw), out=str(tmp_path / "a")), interrupt(8))
+    with monkeypatch.context() as killed:
+        killed.setattr("segfleet_pipelines.staging.shutil.rmtree", lambda *_a, **_k: None)
+        prepare(prepare_spec(raw=str(raw), out=str(tmp_path / "b")))
+    (tmp_path / ".mine.partial").mkdir()
+    prepare(prepare_spec(raw=str(raw), out=str(tmp_path / "c")))
+    assert sorted(path.name for path in tmp_path.glob(".*")) == [".a.partial", ".mine.partial"]
+    assert len(list((tmp_path / ".a.partial" / "rows").iterdir())) == 2
 
 
 def test_an_interrupted_run_goes_on_with_the_first_unfinished_shard(
