@@ -25,7 +25,7 @@ from segfleet_pipelines.local_files import link_or_copy, sync_folder
 from segfleet_pipelines.location import parse_location, resolve_location
 from segfleet_pipelines.manifest import INDEX_NAME, MANIFEST_NAME, SHARD_NAME, Manifest
 from segfleet_pipelines.pairing import Paired, pair_members
-from segfleet_pipelines.pool import Progress, run_tasks
+from segfleet_pipelines.pool import Progress, run_tasks, silent
 from segfleet_pipelines.reader import INDEX_SCHEMA
 from segfleet_pipelines.sealing import seal
 from segfleet_pipelines.staging import Staging, clear_finished, staging_folder
@@ -69,7 +69,7 @@ def adopt(spec: PrepareSpec, progress: Progress | None = None) -> Manifest:
     found, problems = _read_headers(_shard_paths(raw))
     with staging_folder(destination.staging, str(destination)) as staging:
         tasks = _tasks(found, LabelRules.of(classes), staging)
-        results = run_tasks(tasks, spec.processes, staging.worker_lock, progress or _silent)
+        results = run_tasks(tasks, spec.processes, staging.worker_lock, progress or silent)
         if problems := [*problems, *(line for result in results for line in result.bad)]:
             raise _refusal(classes, found, problems)
         manifest = seal(classes, _by_split(tasks), staging)
@@ -77,7 +77,7 @@ def adopt(spec: PrepareSpec, progress: Progress | None = None) -> Manifest:
             for shard in found:
                 staging.shard(shard.path.name).unlink(missing_ok=True)
                 link_or_copy(shard.path, staging.shard(shard.path.name))
-        destination.publish(staging, manifest, progress or _silent)
+        destination.publish(staging, manifest, progress or silent)
     return manifest
 
 
@@ -227,7 +227,3 @@ def _refusal(classes: RawDataset, found: Sequence[_Found], problems: Sequence[st
     )
     advice = "".join(f"\nprobably: {line}" for line in explain(replace(classes, splits=splits)))
     return DataError(f"{error}{advice}")
-
-
-def _silent(_done: int, _total: int) -> None:
-    """Nobody wants to know."""

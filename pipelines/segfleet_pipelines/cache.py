@@ -226,7 +226,7 @@ class ShardCache:
         except FileNotFoundError:
             return True
         try:
-            fcntl.flock(handle, 0 * fcntl.LOCK_EX | fcntl.LOCK_SH)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             entry.path.unlink(missing_ok=True)
         except BlockingIOError:
             return False

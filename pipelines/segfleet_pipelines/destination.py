@@ -118,9 +118,8 @@ class RemoteDestination:
     def publish(self, staging: Staging, manifest: Manifest, report: Progress) -> None:
         """See `Destination`. Files that an interrupted upload has brought there are not sent again."""
         files = _files(manifest)
-        self.refuse_occupied()
-        self._refuse_others(self.storage.names(), {info.file for info, _ in files})
         log = self._log()
+        self._refuse_others(self.storage.names(), log.names & {info.file for info, _ in files})
         log.begin(info for info, _ in files)
         missing = [(info, samples) for info, samples in files if not log.holds(info, self.storage)]
         total = sum(samples for _, samples in files)

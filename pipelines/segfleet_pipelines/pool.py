@@ -93,6 +93,10 @@ def run_tasks(tasks: Sequence[Task], processes: int, lock: Path, report: Progres
         pool.shutdown(cancel_futures=True)
 
 
+def silent(_done: int, _total: int) -> None:
+    """Progress that nobody wants to know of."""
+
+
 def _run_here(tasks: Sequence[Task], total: int, report: Progress) -> list[TaskResult]:
     done = 0
 

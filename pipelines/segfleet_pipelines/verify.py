@@ -6,7 +6,7 @@ import math
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 from segfleet.errors import DataError
 from segfleet_pipelines.datasets.base import listed
 from segfleet_pipelines.manifest import Manifest, ShardInfo
+from segfleet_pipelines.pool import Progress, silent
 from segfleet_pipelines.reader import SampleIndex, read_table
 from segfleet_pipelines.shard_check import Row, difference, member_problems, sample_problems
 from segfleet_pipelines.storage import Storage, open_storage
 
-Progress = Callable[[int, int], None]
 _SHOWN_KEYS = 10
 # A share such as 0.29 of 100 samples is 28.999999999999996 of them.
 _ROUNDING = 1e-9
@@ -79,7 +79,7 @@ def verify(location: str | Path, progress: Progress | None = None) -> VerifyRepo
     storage, manifest = open_storage(location), Manifest.load(location)
     total = sum(split.num_samples for split in manifest.splits.values())
     problems, done = [*_unlisted_shards(storage, manifest), *_repeated_keys(location, manifest)], 0
-    report = progress or _silent
+    report = progress or silent
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for split in manifest.splits:
             for shard, rows in _shards(location, manifest, split):
@@ -231,7 +231,3 @@ def _extent(index: SampleIndex, damage: _Damage) -> str:
     keys = ", ".join(repr(index.keys[place]) for place in damage.samples[:_SHOWN_KEYS])
     more = ", ..." if len(damage.samples) > _SHOWN_KEYS else ""
     return f"{len(damage.samples)} of its {damage.num_samples} samples are damaged: {keys}{more}"
-
-
-def _silent(_done: int, _total: int) -> None:
-    """Nobody wants to know."""

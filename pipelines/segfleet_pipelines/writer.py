@@ -17,7 +17,7 @@ from segfleet_pipelines.destination import open_destination
 from segfleet_pipelines.label_mistakes import refusal
 from segfleet_pipelines.location import resolve_location
 from segfleet_pipelines.manifest import Manifest
-from segfleet_pipelines.pool import Progress, TaskResult, run_tasks
+from segfleet_pipelines.pool import Progress, TaskResult, run_tasks, silent
 from segfleet_pipelines.sealing import seal
 from segfleet_pipelines.shard_plan import MAX_SHARD_BYTES, MAX_SHARD_SAMPLES, plan_shards
 from segfleet_pipelines.shards import ShardTask
@@ -128,11 +128,7 @@ def _stages(spec: PrepareSpec, sent: bool, progress: Progress | None) -> tuple[P
 
     def stage(place: int) -> Progress:
         if progress is None:
-            return _silent
+            return silent
         return lambda done, total: progress(place * total + done, num_stages * total)
 
     return stage(0), stage(int(drawn)), stage(num_stages - 1)
-
-
-def _silent(_done: int, _total: int) -> None:
-    """Nobody wants to know."""

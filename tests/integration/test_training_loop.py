@@ -267,5 +267,5 @@ def test_ranks_train_on_what_was_checked(shards: str, tmp_path: Path) -> None:
     loop = TrainingLoop(
         make_train_spec(shards), ranks, RecordingLink(), *folders, lambda *_: None, content_ids=("0" * 64,)
     )
-    with pytest.raises(DataError, match="has content id .*, the job began on 000000000000"):
+    with pytest.raises(DataError, match=r"has content id .*, the job began on 000000000000"):
         loop.run()

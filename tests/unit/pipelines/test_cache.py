@@ -177,6 +177,25 @@ def test_a_cache_that_cannot_be_written_is_an_error(tmp_path: Path, storage: Cou
         read(ShardCache(tmp_path / "file", 10 * SIZE), storage, infos[0])
 
 
+def test_a_file_that_is_evicted_between_opening_and_locking_is_fetched_again(
+    tmp_path: Path, storage: CountingStorage, infos: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = make_cache(tmp_path, 2)
+    read(cache, storage, infos[0])
+    lock, chances = fcntl.flock, [None]
+
+    def late(descriptor: int, how: int) -> None:
+        if how == fcntl.LOCK_SH and chances:
+            chances.pop()
+            (tmp_path / "cache" / infos[0].sha256).unlink()
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert read(cache, storage, infos[0])
+    assert storage.fetched() == ["0.tar"] * 2
+    assert content(tmp_path, infos) == {"0.tar"}
+
+
 def test_what_a_process_leaves_that_was_killed_while_it_waited_is_removed(
     tmp_path: Path, storage: CountingStorage, infos: Any
 ) -> None:

@@ -157,6 +157,24 @@ def test_an_upload_goes_on_where_it_was(
     assert not verify(materialize(bucket, tmp_path / "copy")).problems
 
 
+def test_a_file_that_arrived_unnoticed_is_sent_again(
+    raw: Path, tmp_path: Path, prepare_spec: MakeSpec, bucket: MemoryStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def arrive(source: Path, name: str) -> None:
+        bucket.files[name] = source.read_bytes()
+        raise DataError("the answer is lost")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(bucket, "upload", arrive)
+        with pytest.raises(DataError, match="the answer is lost"):
+            prepare(prepare_spec(raw=str(raw), out=ADDRESS))
+    begun = set(bucket.files)
+    prepare(prepare_spec(raw=str(raw), out=ADDRESS))
+    assert begun
+    assert begun <= set(bucket.sent)
+    assert not verify(materialize(bucket, tmp_path / "copy")).problems
+
+
 def test_what_was_sent_is_sent_again_if_it_changed_or_is_gone(
     raw: Path, tmp_path: Path, prepare_spec: MakeSpec, bucket: MemoryStorage
 ) -> None:
