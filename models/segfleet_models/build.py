@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from segfleet_models.decoder import LinearDecoder, MaskTransformerDecoder
 from segfleet_models.encoder import Encoder, pretrained_state
+from segfleet_models.positions import POSITION_MODES, PositionMode
 from segfleet_models.segmenter import Segmenter
 from segfleet_models.weights import load_encoder_weights
 
@@ -27,6 +28,11 @@ class ModelConfig:
         dropout: Encoder dropout, in [0, 1).
         decoder_drop_path: The same for the mask transformer.
         decoder_dropout: The same for the mask transformer.
+        layer_norm_eps: Of the encoder; None: the backbone's own.
+        position_mode: How position embeddings are resized; None: as the backbone's weights expect.
+        mean: Of the pixels the weights expect, per channel (RGB), in units of [0, 1]; None: the backbone's own.
+        std: The same for the standard deviation.
+        few_classes_norm: What the mask transformer has for three classes or fewer, see `MaskTransformerDecoder`.
 
     Raises:
         ValueError: a value is out of range.
@@ -42,6 +48,11 @@ class ModelConfig:
     dropout: float = 0.0
     decoder_drop_path: float = 0.0
     decoder_dropout: float = 0.1
+    layer_norm_eps: float | None = None
+    position_mode: PositionMode | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    few_classes_norm: Literal["scale", "layer"] = "scale"
 
     def __post_init__(self) -> None:
         if self.decoder not in ("mask", "linear"):
@@ -49,13 +60,26 @@ class ModelConfig:
         for name, least in (("patch_size", 1), ("num_classes", 2), ("img_size", 1), ("decoder_layers", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; use at least {least}")
+        self._check_what_weights_expect()
         for name in ("drop_path", "dropout", "decoder_drop_path", "decoder_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; use a rate in [0, 1)")
 
+    def _check_what_weights_expect(self) -> None:
+        if self.position_mode not in (None, *POSITION_MODES):
+            raise ValueError(f"position_mode {self.position_mode!r} is unknown; use {', '.join(POSITION_MODES)}")
+        if self.few_classes_norm not in ("scale", "layer"):
+            raise ValueError(f"few_classes_norm {self.few_classes_norm!r} is unknown; use 'scale' or 'layer'")
+        if self.layer_norm_eps is not None and not 0 < self.layer_norm_eps < 1:
+            raise ValueError(f"layer_norm_eps is {self.layer_norm_eps}; use a number in (0, 1)")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None and (len(values) != 3 or (name == "std" and min(values) <= 0)):
+                raise ValueError(f"{name} is {values}; use three numbers, a standard deviation above 0")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data; `from_dict` of it gives an equal configuration."""
-        return asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
@@ -68,7 +92,7 @@ class ModelConfig:
         if unknown:
             raise ValueError(f"unknown model settings {', '.join(unknown)}; the file comes from another version")
         try:
-            return cls(**data)
+            return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
         except TypeError as error:
             raise ValueError(f"incomplete model settings: {error}") from error
 
@@ -90,6 +114,10 @@ def build_segmenter(config: ModelConfig, pretrained: bool | str = False) -> Segm
         img_size=config.img_size,
         drop_path_rate=config.drop_path,
         dropout=config.dropout,
+        layer_norm_eps=config.layer_norm_eps,
+        position_mode=config.position_mode,
+        mean=config.mean,
+        std=config.std,
     )
     if isinstance(pretrained, str):
         load_encoder_weights(encoder, pretrained)
@@ -107,4 +135,5 @@ def _build_decoder(config: ModelConfig, embed_dim: int) -> LinearDecoder | MaskT
         num_layers=config.decoder_layers,
         drop_path_rate=config.decoder_drop_path,
         dropout=config.decoder_dropout,
+        few_classes_norm=config.few_classes_norm,
     )

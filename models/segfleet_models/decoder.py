@@ -6,6 +6,8 @@ checkpoints.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,6 +62,7 @@ class MaskTransformerDecoder(nn.Module):
         num_layers: Transformer blocks.
         drop_path_rate: Stochastic depth of the last block, in [0, 1); rises linearly from 0.
         dropout: Rate inside the blocks, in [0, 1).
+        few_classes_norm: "scale" as said above; "layer" keeps the LayerNorm, for weights that were trained with it.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class MaskTransformerDecoder(nn.Module):
         num_layers: int = 2,
         drop_path_rate: float = 0.0,
         dropout: float = 0.1,
+        few_classes_norm: Literal["scale", "layer"] = "scale",
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -79,7 +83,8 @@ class MaskTransformerDecoder(nn.Module):
         # Applied from the right, x @ W.
         self.proj_patch = nn.Parameter(torch.empty(embed_dim, embed_dim))
         self.proj_classes = nn.Parameter(torch.empty(embed_dim, embed_dim))
-        self.mask_norm = nn.LayerNorm(num_classes) if num_classes > _FEW_CLASSES else ScaledCosine(num_classes)
+        is_scaled = num_classes <= _FEW_CLASSES and few_classes_norm == "scale"
+        self.mask_norm = ScaledCosine(num_classes) if is_scaled else nn.LayerNorm(num_classes)
         self.apply(_init_weights)
         nn.init.trunc_normal_(self.cls_emb, std=0.02)
         nn.init.normal_(self.proj_patch, std=embed_dim**-0.5)

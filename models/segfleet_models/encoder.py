@@ -15,11 +15,12 @@ from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 from timm.layers import resample_patch_embed
 from timm.models import is_model_in_modules
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+
+from segfleet_models.positions import PositionMode, resize_positions, source_mode
 
 # Where timm keeps the plain ViTs: learned absolute positions, one resolution throughout.
 _PLAIN_VIT_MODULES = ("vision_transformer", "deit")
@@ -31,7 +32,7 @@ class Encoder(nn.Module):
     """A plain ViT that turns pictures of any whole number of patches into normalised patch tokens.
 
     Position embeddings are stored for the grid of `img_size`, so that training crops need no resizing; any other grid
-    gets them resized bilinearly in the forward pass, as the reference code does.
+    gets them resized in the forward pass, as the reference code does.
 
     Args:
         backbone: timm name of a plain ViT or DeiT, with or without a weights tag; the tag decides `mean` and `std`.
@@ -40,12 +41,16 @@ class Encoder(nn.Module):
         drop_path_rate: Stochastic depth of the last block, in [0, 1); rises linearly from 0 in the first.
         dropout: Rate in attention weights, projections, MLPs and after the position embedding, in [0, 1).
         layer_norm_eps: Replaces the backbone's own epsilon (1e-6); the reference's published checkpoints need 1e-5.
+        position_mode: How position embeddings are resized; None: as the backbone's weights expect (`source_mode`).
+        mean: Replaces the backbone's own, per channel (RGB), in units of [0, 1].
+        std: The same for the standard deviation.
 
     Attributes:
         vit: The timm model; its parameter names are those of weights files.
         embed_dim: C.
         patch_size: Side of a patch in pixels.
         num_prefix_tokens: Class, distillation and register tokens; they never leave the encoder.
+        position_mode: How position embeddings are resized.
         mean: Per channel (RGB), in units of [0, 1], as the backbone's weights expect.
         std: Same units.
 
@@ -62,6 +67,9 @@ class Encoder(nn.Module):
         drop_path_rate: float = 0.0,
         dropout: float = 0.0,
         layer_norm_eps: float | None = None,
+        position_mode: PositionMode | None = None,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
     ) -> None:
         super().__init__()
         self.vit: Any = _create_vit(
@@ -80,8 +88,9 @@ class Encoder(nn.Module):
         self.embed_dim: int = self.vit.embed_dim
         self.patch_size = patch_size
         self.num_prefix_tokens: int = self.vit.num_prefix_tokens
-        self.mean = _channels(self.vit.pretrained_cfg["mean"])
-        self.std = _channels(self.vit.pretrained_cfg["std"])
+        self.position_mode: PositionMode = position_mode or source_mode(backbone)
+        self.mean = mean or _channels(self.vit.pretrained_cfg["mean"])
+        self.std = std or _channels(self.vit.pretrained_cfg["std"])
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode normalised pictures.
@@ -109,7 +118,11 @@ class Encoder(nn.Module):
         tokens = (getattr(self.vit, name, None) for name in ("cls_token", "dist_token", "reg_token"))
         prefix = [token.expand(len(images), -1, -1) for token in tokens if token is not None]
         positions = resize_positions(
-            self.vit.pos_embed, self.vit.patch_embed.grid_size, grid_size, self._num_prefix_positions
+            self.vit.pos_embed,
+            self.vit.patch_embed.grid_size,
+            grid_size,
+            self._num_prefix_positions,
+            self.position_mode,
         )
         if self._num_prefix_positions:
             joint = torch.cat([*prefix, patches], dim=1) + positions
@@ -125,7 +138,7 @@ class Encoder(nn.Module):
     def load_backbone(self, state: Mapping[str, Tensor]) -> None:
         """Take over a timm ViT's weights, whatever their precision, picture size and patch size.
 
-        Position embeddings are resized bilinearly to the stored grid, the patch embedding is resampled to the patch
+        Position embeddings are resized in `position_mode` to the stored grid, the patch embedding is resampled to the patch
         size, the classifier's own parts are left out.
 
         Args:
@@ -152,7 +165,7 @@ class Encoder(nn.Module):
                 "tokens that is no square grid; the file belongs to another kind of backbone"
             )
         grid_size: tuple[int, int] = self.vit.patch_embed.grid_size
-        return resize_positions(positions, (side, side), grid_size, self._num_prefix_positions)
+        return resize_positions(positions, (side, side), grid_size, self._num_prefix_positions, self.position_mode)
 
 
 def pretrained_state(backbone: str) -> dict[str, Tensor]:
@@ -168,28 +181,6 @@ def pretrained_state(backbone: str) -> dict[str, Tensor]:
             f"no weights for backbone {backbone!r}: {error}; give a local weights file or train from random weights"
         ) from error
     return state
-
-
-def resize_positions(
-    positions: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], num_prefix: int
-) -> Tensor:
-    """Resize a table of position embeddings, bilinear without antialiasing.
-
-    Args:
-        positions: (1, num_prefix + old h * old w, C); the prefix rows are passed through.
-        old_grid: (h, w) of the table, in patches.
-        new_grid: (h, w) wanted.
-        num_prefix: Rows at the head of the table that belong to prefix tokens.
-
-    Returns:
-        (1, num_prefix + new h * new w, C); `positions` itself if the grids are equal.
-    """
-    if tuple(old_grid) == tuple(new_grid):
-        return positions
-    prefix, table = positions[:, :num_prefix], positions[:, num_prefix:]
-    table = table.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
-    table = F.interpolate(table, size=tuple(new_grid), mode="bilinear", align_corners=False)
-    return torch.cat([prefix, table.flatten(2).transpose(1, 2)], dim=1)
 
 
 def transformer_blocks(dim: int, depth: int, *, drop_path_rate: float, dropout: float) -> nn.Sequential:

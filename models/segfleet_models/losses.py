@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from segfleet_models.resampling import bilinear_matrix
 from segfleet_models.segmenter import check_patches_cover
 
 # Rows of pixels scored at once: few, so that a band stays in the processor's cache.
@@ -73,8 +74,9 @@ def _score_bands(
     """Loss, and its gradient by `logits` (B, h, w, K; float32)."""
     batch, grid_height, _, num_classes = logits.shape
     height, width = target.shape[-2:]
-    across = _interpolation(logits.shape[2], patch_size, logits.device)[:width]  # W w
-    down = _interpolation(grid_height, patch_size, logits.device)[:height]  # H h
+    grid_width = logits.shape[2]
+    across = bilinear_matrix(grid_width, grid_width * patch_size, logits.device)[:width]  # W w
+    down = bilinear_matrix(grid_height, grid_height * patch_size, logits.device)[:height]  # H h
     wide = across @ logits  # B h W K
     wide_gradient = torch.zeros_like(wide) if with_gradient else None
     total = logits.new_zeros(())
@@ -95,12 +97,3 @@ def _score_bands(
             share.scatter_add_(-1, labels, -is_valid.to(share.dtype))
             wide_gradient[:, first:last] += (weights.T @ share.flatten(2)).view_as(wide_gradient[:, first:last])
     return total, None if wide_gradient is None else across.T @ wide_gradient
-
-
-def _interpolation(num_patches: int, patch_size: int, device: torch.device) -> Tensor:
-    """Bilinear upsampling of one side as a matrix, (num_patches * patch_size, num_patches)."""
-    pixels = torch.arange(num_patches * patch_size, device=device)
-    # Pixel centres in units of patches, held inside the outermost patch centres.
-    places = ((pixels + 0.5) / patch_size - 0.5).clamp(0, num_patches - 1)
-    patches = torch.arange(num_patches, device=device)
-    return (1 - (places[:, None] - patches).abs()).clamp_(min=0)

@@ -120,8 +120,8 @@ class RemoteDestination:
         files = _files(manifest)
         log = self._log()
         self._refuse_others(self.storage.names(), log.names & {info.file for info, _ in files})
-        log.begin(info for info, _ in files)
         missing = [(info, samples) for info, samples in files if not log.holds(info, self.storage)]
+        log.begin(info for info, _ in missing)
         total = sum(samples for _, samples in files)
         done = total - sum(samples for _, samples in missing)
         with ThreadPoolExecutor(_UPLOADS) as pool:
@@ -175,9 +175,9 @@ class _UploadLog:
         return self._sent.keys()
 
     def begin(self, files: Iterable[FileInfo]) -> None:
-        """The files may be there from now on, whole or not."""
+        """The files may be there from now on, old, new or in part."""
         for info in files:
-            self._sent.setdefault(info.file, "")
+            self._sent[info.file] = ""
         self._save()
 
     def holds(self, info: FileInfo, storage: Storage) -> bool:

@@ -5,7 +5,8 @@ import timm
 import torch
 from torch import nn
 
-from segfleet_models.encoder import Encoder, pretrained_state, resize_positions
+from segfleet_models.encoder import Encoder, pretrained_state
+from segfleet_models.positions import resize_positions
 
 
 def make_encoder(backbone: str = "test_vit", *, patch_size: int = 16, img_size: int = 64, **options: float) -> Encoder:

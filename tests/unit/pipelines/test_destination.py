@@ -175,6 +175,29 @@ def test_a_file_that_arrived_unnoticed_is_sent_again(
     assert not verify(materialize(bucket, tmp_path / "copy")).problems
 
 
+def test_content_that_an_upload_of_other_content_has_replaced_is_sent_again(
+    raw: Path, tmp_path: Path, prepare_spec: MakeSpec, bucket: MemoryStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def arrive(source: Path, name: str) -> None:
+        bucket.files[name] = source.read_bytes()
+        raise DataError("the answer is lost")
+
+    bucket.fail_at = 6
+    with pytest.raises(DataError, match="the network is gone"):
+        prepare(prepare_spec(raw=str(raw), out=ADDRESS))
+    image = raw / "images" / "s01.jpg"
+    data = image.read_bytes()
+    image.write_bytes(data[:14] + bytes([data[14] ^ 1]) + data[15:])
+    with monkeypatch.context() as broken:
+        broken.setattr(bucket, "upload", arrive)
+        with pytest.raises(DataError, match="the answer is lost"):
+            prepare(prepare_spec(raw=str(raw), out=ADDRESS))
+    image.write_bytes(data)
+    bucket.fail_at = 0
+    prepare(prepare_spec(raw=str(raw), out=ADDRESS))
+    assert not verify(materialize(bucket, tmp_path / "copy")).problems
+
+
 def test_what_was_sent_is_sent_again_if_it_changed_or_is_gone(
     raw: Path, tmp_path: Path, prepare_spec: MakeSpec, bucket: MemoryStorage
 ) -> None:

@@ -1,0 +1,155 @@
+"""The windows' patch logits put together to scores of pixels, a tile of the picture at a time.
+
+Upsampling windows, averaging them and resizing the result are linear, and each acts on rows and columns apart. So all of
+them together are one matrix for the rows and one for the columns, and the map of all classes at full size, 200 MiB for
+one picture of ADE20K, is never needed: only the small logits and one tile that fits into the processor's cache.
+
+Shapes: H W pixels of the picture, K classes; S sources, the patches of all windows along one side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segfleet_models.resampling import bilinear_matrix
+
+# Scores held at once. Small on a processor, to stay in its cache; a GPU wants few large steps.
+_TILE_BYTES = {"cpu": 2**20}
+_TILE_BYTES_ELSEWHERE = 2**27
+# A strip of columns, upsampled across only, is this many times a tile.
+_TILES_PER_STRIP = 8
+# Narrower strips would spend their time in small calls; only pictures far above 8,000 pixels get that far.
+_MIN_STRIP_COLUMNS = 32
+
+Tile = tuple[slice, slice, Tensor]
+
+
+@dataclass(frozen=True)
+class Side:
+    """How one side's pixels are made of the patches of all windows.
+
+    Attributes:
+        weights: (pixels, S) float32. Sources are ordered by place, so that those of neighbouring pixels lie together.
+        places: Source of each window's patches, (windows, patches) int64.
+        spans: First source with a weight, and the one past the last, per pixel; (2, pixels) int64, on the CPU.
+    """
+
+    weights: Tensor
+    places: Tensor
+    spans: Tensor
+
+    @property
+    def num_sources(self) -> int:
+        """S."""
+        return self.weights.shape[1]
+
+    def part(self, pixels: slice) -> tuple[slice, Tensor]:
+        """The sources that these pixels need, and their weights."""
+        sources = slice(int(self.spans[0, pixels].min()), int(self.spans[1, pixels].max()))
+        return sources, self.weights[pixels, sources]
+
+
+def build_side(
+    starts: Sequence[int],
+    window: int,
+    patches: int,
+    upsampled: int,
+    num_pixels: int,
+    *,
+    flip: bool = False,
+    device: torch.device | None = None,
+) -> Side:
+    """Lay windows along one side of a picture.
+
+    Args:
+        starts: First pixel of each window; the last window ends with the side.
+        window: Pixels of a window.
+        patches: Patches of a window.
+        upsampled: Pixels that the patches are upsampled to; what lies beyond the window is cut off.
+        num_pixels: Length that the side is resized to, after the mean over the windows.
+        flip: Turn the result around.
+        device: Of the weights.
+    """
+    upsampling = bilinear_matrix(patches, upsampled)[:window]
+    weights = torch.zeros(starts[-1] + window, len(starts), patches)
+    cover = torch.zeros(len(weights), 1)
+    for number, start in enumerate(starts):
+        weights[start : start + window, number] = upsampling
+        cover[start : start + window] += 1
+    centres = torch.tensor(starts)[:, None] + (torch.arange(patches) + 0.5) * (upsampled / patches)
+    order = centres.flatten().argsort(stable=True)
+    weights = weights.flatten(1).div_(cover)[:, order]
+    if num_pixels != len(weights):
+        weights = F.interpolate(weights.T[None], size=num_pixels, mode="linear", align_corners=False)[0].T
+    if flip:
+        weights = weights.flip(0)
+    used = (weights != 0).to(torch.uint8)
+    spans = torch.stack([used.argmax(dim=1), used.shape[1] - used.flip(1).argmax(dim=1)])
+    places = order.argsort().view(len(starts), patches)
+    return Side(weights.contiguous().to(device), places.to(device), spans)
+
+
+class Mosaic:
+    """The logits of one pass over a picture, as its windows' patches.
+
+    Args:
+        down: Rows of the picture.
+        across: Its columns.
+        num_classes: K.
+    """
+
+    def __init__(self, down: Side, across: Side, num_classes: int) -> None:
+        self.down, self.across = down, across
+        self.logits = down.weights.new_zeros(down.num_sources, across.num_sources, num_classes)
+
+    def put(self, row: int, column: int, patch_logits: Tensor) -> None:
+        """Take in the window at this place of the grid of windows: (K, h, w)."""
+        rows, columns = self.down.places[row][:, None], self.across.places[column]
+        self.logits[rows, columns] = patch_logits.permute(1, 2, 0).to(self.logits.dtype)
+
+    def strip(self, columns: slice) -> Tensor:
+        """Logits upsampled across: (S, columns, K)."""
+        sources, weights = self.across.part(columns)
+        return weights @ self.logits[:, sources]
+
+    def band(self, strip: Tensor, rows: slice) -> Tensor:
+        """Logits of a strip's pixels: (rows, columns, K)."""
+        sources, weights = self.down.part(rows)
+        return (weights @ strip[sources].flatten(1)).view(-1, *strip.shape[1:])
+
+
+def score_tiles(passes: Sequence[Mosaic], *, as_probabilities: bool) -> Iterator[Tile]:
+    """Scores of every pixel, tile by tile.
+
+    Args:
+        passes: Over one picture; several are averaged as probabilities.
+        as_probabilities: Softmax also for a single pass, which keeps the order of the classes without.
+
+    Yields:
+        Rows, columns, and the scores (rows, columns, K) of a tile: probabilities, or logits of a single pass.
+    """
+    logits = passes[0].logits
+    height, width, num_classes = len(passes[0].down.weights), len(passes[0].across.weights), logits.shape[-1]
+    tile_values = _TILE_BYTES.get(logits.device.type, _TILE_BYTES_ELSEWHERE) // logits.element_size()
+    column_values = num_classes * sum(one.down.num_sources for one in passes)
+    num_columns = min(width, max(_MIN_STRIP_COLUMNS, tile_values * _TILES_PER_STRIP // column_values))
+    num_rows = max(1, tile_values // (num_columns * num_classes))
+    for columns in _slices(width, num_columns):
+        strips = [one.strip(columns) for one in passes]
+        for rows in _slices(height, num_rows):
+            bands = (one.band(strip, rows) for one, strip in zip(passes, strips, strict=True))
+            if len(passes) > 1 or as_probabilities:
+                bands = (band.softmax(dim=-1) for band in bands)
+            total = next(bands)
+            for band in bands:
+                total += band
+            yield rows, columns, total.div_(len(passes)) if as_probabilities else total
+
+
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(first, min(first + step, length)) for first in range(0, length, step)]
