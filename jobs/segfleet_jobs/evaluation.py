@@ -41,7 +41,7 @@ class Evaluation:
 
 def window_config(spec: EvalSpec) -> WindowConfig:
     """The evaluation section as the model side takes it."""
-    return WindowConfig(spec.window, spec.stride, spec.short_side, tuple(spec.scales), spec.flip)
+    return WindowConfig(spec.window, spec.stride, spec.short_side, tuple(spec.scales), spec.flip, spec.protocol)
 
 
 def majority_baseline(matrix: Tensor) -> float:

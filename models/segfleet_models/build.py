@@ -92,7 +92,8 @@ class ModelConfig:
         if unknown:
             raise ValueError(f"unknown model settings {', '.join(unknown)}; the file comes from another version")
         try:
-            return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+            return cls(**values)
         except TypeError as error:
             raise ValueError(f"incomplete model settings: {error}") from error
 

@@ -138,8 +138,8 @@ class Encoder(nn.Module):
     def load_backbone(self, state: Mapping[str, Tensor]) -> None:
         """Take over a timm ViT's weights, whatever their precision, picture size and patch size.
 
-        Position embeddings are resized in `position_mode` to the stored grid, the patch embedding is resampled to the patch
-        size, the classifier's own parts are left out.
+        Position embeddings are resized in `position_mode` to the stored grid, the patch embedding is resampled to the
+        patch size, the classifier's own parts are left out.
 
         Args:
             state: timm parameter names to tensors.

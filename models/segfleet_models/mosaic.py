@@ -1,8 +1,8 @@
 """The windows' patch logits put together to scores of pixels, a tile of the picture at a time.
 
-Upsampling windows, averaging them and resizing the result are linear, and each acts on rows and columns apart. So all of
-them together are one matrix for the rows and one for the columns, and the map of all classes at full size, 200 MiB for
-one picture of ADE20K, is never needed: only the small logits and one tile that fits into the processor's cache.
+Upsampling windows, averaging them and resizing the result are linear, and each acts on rows and columns apart. So all
+of them together are one matrix for the rows and one for the columns, and the map of all classes at full size, 200 MiB
+for one picture of ADE20K, is never needed: only the small logits and one tile that fits into the processor's cache.
 
 Shapes: H W pixels of the picture, K classes; S sources, the patches of all windows along one side.
 """
@@ -36,7 +36,7 @@ class Side:
     Attributes:
         weights: (pixels, S) float32. Sources are ordered by place, so that those of neighbouring pixels lie together.
         places: Source of each window's patches, (windows, patches) int64.
-        spans: First source with a weight, and the one past the last, per pixel; (2, pixels) int64, on the CPU.
+        spans: First source with a weight, and the one past the last, per pixel; (2, pixels) int64.
     """
 
     weights: Tensor
@@ -48,22 +48,17 @@ class Side:
         """S."""
         return self.weights.shape[1]
 
+    def flipped(self) -> Side:
+        """The pixels in opposite order."""
+        return Side(self.weights.flip(0), self.places, self.spans.flip(1))
+
     def part(self, pixels: slice) -> tuple[slice, Tensor]:
         """The sources that these pixels need, and their weights."""
         sources = slice(int(self.spans[0, pixels].min()), int(self.spans[1, pixels].max()))
         return sources, self.weights[pixels, sources]
 
 
-def build_side(
-    starts: Sequence[int],
-    window: int,
-    patches: int,
-    upsampled: int,
-    num_pixels: int,
-    *,
-    flip: bool = False,
-    device: torch.device | None = None,
-) -> Side:
+def build_side(starts: Sequence[int], window: int, patches: int, upsampled: int, num_pixels: int) -> Side:
     """Lay windows along one side of a picture.
 
     Args:
@@ -72,8 +67,6 @@ def build_side(
         patches: Patches of a window.
         upsampled: Pixels that the patches are upsampled to; what lies beyond the window is cut off.
         num_pixels: Length that the side is resized to, after the mean over the windows.
-        flip: Turn the result around.
-        device: Of the weights.
     """
     upsampling = bilinear_matrix(patches, upsampled)[:window]
     weights = torch.zeros(starts[-1] + window, len(starts), patches)
@@ -86,12 +79,9 @@ def build_side(
     weights = weights.flatten(1).div_(cover)[:, order]
     if num_pixels != len(weights):
         weights = F.interpolate(weights.T[None], size=num_pixels, mode="linear", align_corners=False)[0].T
-    if flip:
-        weights = weights.flip(0)
     used = (weights != 0).to(torch.uint8)
     spans = torch.stack([used.argmax(dim=1), used.shape[1] - used.flip(1).argmax(dim=1)])
-    places = order.argsort().view(len(starts), patches)
-    return Side(weights.contiguous().to(device), places.to(device), spans)
+    return Side(weights.contiguous(), order.argsort().view(len(starts), patches), spans)
 
 
 class Mosaic:
@@ -101,26 +91,30 @@ class Mosaic:
         down: Rows of the picture.
         across: Its columns.
         num_classes: K.
+        device: Of the logits.
     """
 
-    def __init__(self, down: Side, across: Side, num_classes: int) -> None:
+    def __init__(self, down: Side, across: Side, num_classes: int, device: torch.device) -> None:
         self.down, self.across = down, across
-        self.logits = down.weights.new_zeros(down.num_sources, across.num_sources, num_classes)
+        self.logits = torch.zeros(down.num_sources, across.num_sources, num_classes, device=device)
 
-    def put(self, row: int, column: int, patch_logits: Tensor) -> None:
-        """Take in the window at this place of the grid of windows: (K, h, w)."""
-        rows, columns = self.down.places[row][:, None], self.across.places[column]
-        self.logits[rows, columns] = patch_logits.permute(1, 2, 0).to(self.logits.dtype)
+    def put(self, place: tuple[int, int], patch_logits: Tensor) -> None:
+        """Take in the window at this row and column of windows: (K, h, w)."""
+        rows, columns = self.down.places[place[0]][:, None], self.across.places[place[1]]
+        self.logits[rows, columns] = patch_logits.permute(1, 2, 0).float()
 
     def strip(self, columns: slice) -> Tensor:
         """Logits upsampled across: (S, columns, K)."""
         sources, weights = self.across.part(columns)
-        return weights @ self.logits[:, sources]
+        # In float32 also under autocast, whose rounding would decide between neighbouring classes.
+        with torch.autocast(self.logits.device.type, enabled=False):
+            return weights.to(self.logits.device) @ self.logits[:, sources]
 
     def band(self, strip: Tensor, rows: slice) -> Tensor:
         """Logits of a strip's pixels: (rows, columns, K)."""
         sources, weights = self.down.part(rows)
-        return (weights @ strip[sources].flatten(1)).view(-1, *strip.shape[1:])
+        with torch.autocast(strip.device.type, enabled=False):
+            return (weights.to(strip.device) @ strip[sources].flatten(1)).view(-1, *strip.shape[1:])
 
 
 def score_tiles(passes: Sequence[Mosaic], *, as_probabilities: bool) -> Iterator[Tile]:

@@ -32,7 +32,8 @@ def resized_rows(source: PictureRows, size: tuple[int, int], new_size: tuple[int
         places = ((numbers + 0.5) * scale - 0.5).clamp_(min=0)
         above = places.floor().long()
         below = (above + 1).clamp_(max=size[0] - 1)
-        pixels = torch.lerp(source(above), source(below), (places - above)[:, None])
+        upper, lower = source(above), source(below)
+        pixels = torch.lerp(upper, lower, (places - above)[:, None].to(upper.device))
         return F.interpolate(pixels, size=(len(numbers), new_size[1]), mode="bilinear", align_corners=False)
 
     return rows

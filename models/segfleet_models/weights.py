@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from segfleet_models.encoder import Encoder, load_exactly
+from segfleet_models.jax_weights import from_jax
+
+_UNREADABLE = (OSError, pickle.UnpicklingError, RuntimeError, EOFError)
 
 
 def load_encoder_weights(encoder: Encoder, path: str | Path) -> None:
-    """Load a backbone from a local file with timm's parameter names.
+    """Load a backbone from a local file: timm's or DeiT's, or Google's in JAX's layout.
 
     Args:
         encoder: Receives the weights; see `Encoder.load_backbone` for what is resized and left out.
-        path: safetensors (by its suffix) or a torch file of tensors only, also with the tensors under `model` or
-            `state_dict`; any floating type.
+        path: safetensors or AugReg .npz (by their suffixes), or a torch file of tensors only, also with the tensors
+            under `model` or `state_dict`; any floating type.
 
     Raises:
         ValueError: the file cannot be read, or its contents do not fit.
     """
     try:
-        encoder.load_backbone(_read_state(Path(path)))
+        encoder.load_backbone(read_tensors(Path(path)))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -44,22 +51,58 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         ValueError: the file cannot be read, or differs from the model in any name or shape.
     """
     try:
-        load_exactly(model, _read_state(Path(path)))
+        load_exactly(model, read_tensors(Path(path)))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _read_state(path: Path) -> Mapping[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
-            return tensors
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"cannot be read as weights: {error}") from error
+def read_tensors(path: Path) -> Mapping[str, Tensor]:
+    """The table of tensors in a file, from under `model` or `state_dict` if it is there; nothing in it can run.
+
+    Raises:
+        ValueError: the file cannot be read, or holds no such table.
+    """
+    state = _read_container(path)
     for wrapper in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError("holds no table of tensors")
     return state
+
+
+def read_torch(path: Path, shells: Mapping[str, type] | None = None) -> Any:
+    """What torch.save wrote, plain data and tensors only.
+
+    Args:
+        path: The file.
+        shells: Classes that take the place of objects of other kinds, by the full name that stands in the file.
+
+    Raises:
+        ValueError: the file cannot be read, or holds objects of other kinds.
+    """
+    try:
+        with torch.serialization.safe_globals([(shell, name) for name, shell in (shells or {}).items()]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        raise ValueError(f"cannot be read as weights: {error}") from error
+
+
+def _read_container(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        if path.suffix == ".npz":
+            return from_jax(_read_npz(path))
+    except (OSError, SafetensorError, zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"cannot be read as weights: {error}") from error
+    return read_torch(path)
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, AttributeError, TypeError) as error:
+        # NumPy's word for a pickle, and what it says of a file that is a single array and no archive.
+        raise ValueError(f"cannot be read as weights: no archive of plain arrays ({error})") from error

@@ -10,6 +10,8 @@ from segfleet_pipelines.datasets.base import RawSample
 
 MAX_SHARD_SAMPLES = 1000
 MAX_SHARD_BYTES = 256 * 1024 * 1024
+# A shard is written by one process, so small datasets come in several too; not a matter of how many processes there are.
+SHARDS_AT_LEAST, MIN_SHARD_SAMPLES = 8, 200
 
 
 def deal(keys: Sequence[str]) -> list[int]:
@@ -43,9 +45,10 @@ def plan_shards(
     Args:
         samples: N of them, of different keys.
         sizes: Bytes of each sample, about.
-        max_samples: In a shard.
+        max_samples: In a shard; less where that gives a small split more shards.
         max_bytes: Of a shard, about.
     """
     order = deal([sample.key for sample in samples])
+    max_samples = min(max_samples, max(MIN_SHARD_SAMPLES, -(-len(samples) // SHARDS_AT_LEAST)))
     ranges = balanced_ranges(len(samples), sum(sizes), max_samples, max_bytes)
     return [tuple(samples[order[place]] for place in places) for places in ranges]

@@ -205,6 +205,10 @@ class EvalSpec(Section):
         (1.0,), description="probabilities are averaged over these scales"
     )
     flip: bool = Field(False, description="average with the flipped picture too")
+    protocol: Literal["reference", "mmseg"] = Field(
+        "reference",
+        description="reference: a picture below the window is enlarged to it; mmseg: the window shrinks to the picture",
+    )
 
     @model_validator(mode="after")
     def _covering(self) -> Self:

@@ -3,11 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from plain_evaluation import FixedLogits, plain_probabilities
 from segfleet_models.build import ModelConfig, build_segmenter
-from segfleet_models.inference import WindowConfig, pass_size, predict, window_starts
+from segfleet_models.inference import WindowConfig, pass_size, predict, predict_probabilities, window_starts
 from segfleet_models.segmenter import Segmenter
 
 
@@ -76,27 +77,6 @@ def test_settings_that_skip_pixels_are_refused(bad: dict[str, object]) -> None:
         WindowConfig(**({"window": 32, "stride": 16} | bad))  # type: ignore[arg-type]
 
 
-def plain_probabilities(model: Segmenter, image: Tensor, config: WindowConfig) -> Tensor:
-    """The same protocol, one window at a time and nothing skipped."""
-    pixels = ((image / 255 - 0.5) / 0.5).permute(2, 0, 1)[None]
-    height, width = image.shape[:2]
-    maps = []
-    for scale in config.scales:
-        for flip in (False, True) if config.flip else (False,):
-            resized = F.interpolate(pixels, size=pass_size((height, width), config, scale), mode="bilinear")
-            resized = resized.flip(3) if flip else resized
-            total, count = torch.zeros(1, 5, *resized.shape[2:]), torch.zeros(resized.shape[2:])
-            for top in window_starts(resized.shape[2], config.window, config.stride):
-                for left in window_starts(resized.shape[3], config.window, config.stride):
-                    bottom, right = top + config.window, left + config.window
-                    window = resized[:, :, top:bottom, left:right]
-                    total[:, :, top:bottom, left:right] += model.upsample(model(window), window.shape[2:])
-                    count[top:bottom, left:right] += 1
-            logits = F.interpolate(total / count, size=(height, width), mode="bilinear")
-            maps.append((logits.flip(3) if flip else logits).softmax(1))
-    return torch.stack(maps).mean(0)[0]
-
-
 @pytest.mark.parametrize(
     "config",
     [
@@ -106,6 +86,8 @@ def plain_probabilities(model: Segmenter, image: Tensor, config: WindowConfig) -
         WindowConfig(32, 24, short_side=40),
         WindowConfig(32, 24, scales=(0.5, 1.0, 1.75), flip=True),
         WindowConfig(64, 64, short_side=40, flip=True),
+        WindowConfig(32, 24, scales=(0.5, 1.0, 1.75), flip=True, protocol="mmseg"),
+        WindowConfig(30, 20, protocol="mmseg"),
     ],
 )
 @pytest.mark.parametrize("size", [(32, 32), (50, 71), (90, 33), (20, 25)])
@@ -113,12 +95,74 @@ def test_labels_are_those_of_the_plain_protocol(config: WindowConfig, size: tupl
     model, image = make_model(), make_image(*size)
     with torch.no_grad():
         expected = plain_probabilities(model, image, config)
+    torch.testing.assert_close(
+        predict_probabilities(model, image, config).permute(2, 0, 1), expected, rtol=0, atol=1e-5
+    )
     labels = predict(model, image, config)
     assert labels.shape == size
     assert labels.dtype == torch.uint8
     best = expected.max(0).values - expected.gather(0, labels.long()[None])[0]
     assert best.max() < 1e-5  # rounding may only decide between equals
     assert len(labels.unique()) > 1
+
+
+@pytest.mark.parametrize(
+    ("size", "num_classes", "config"),
+    [
+        ((512, 683), 150, WindowConfig(512, 480, 512, flip=True)),  # ADE20K
+        ((520, 693), 60, WindowConfig(480, 320, 520)),  # Pascal Context
+        ((375, 500), 60, WindowConfig(480, 448, 520, flip=True)),  # and resized back to the picture
+        ((1024, 2048), 19, WindowConfig(768, 512, 1024)),  # Cityscapes
+    ],
+)
+def test_same_labels_at_the_datasets_sizes(size: tuple[int, int], num_classes: int, config: WindowConfig) -> None:
+    starts = [window_starts(side, config.window, config.stride) for side in pass_size(size, config, 1.0)]
+    num_windows = (1 + config.flip) * len(starts[0]) * len(starts[1])
+    model = FixedLogits(num_classes, 16, (config.window // 16, config.window // 16), num_windows)
+    image = torch.zeros(*size, 3, dtype=torch.uint8)
+    expected = plain_probabilities(model, image, config).argmax(0)
+    labels = predict(model, image, config)  # type: ignore[arg-type]
+    assert (labels == expected).float().mean() >= 0.99999
+
+
+def test_mmseg_takes_smaller_windows_and_the_reference_enlarges() -> None:
+    seen = []
+    model = make_model()
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
+    for protocol in ("reference", "mmseg"):
+        predict(model, make_image(20, 40), WindowConfig(32, 32, protocol=protocol))
+    assert seen == [(32, 32), (20, 32)]
+    with pytest.raises(ValueError, match="'plain' must be reference or mmseg"):
+        WindowConfig(32, 32, protocol="plain")
+
+
+def test_a_picture_shrunk_below_the_window_is_looked_at_blurred() -> None:
+    seen = []
+    model = make_model()
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    predict(model, make_image(32, 32), WindowConfig(32, 32, scales=(0.25, 1.0)))
+    blurred, sharp = (pixels.diff(dim=3).abs().mean() for pixels in seen)
+    assert blurred < sharp / 4
+
+
+def test_never_holds_all_classes_of_a_picture_at_full_size() -> None:
+    """The bound of 4 GiB for 8,000 x 8,000 pixels and 150 classes is 1/9 of one map; here the same at 600 pixels."""
+    model = FixedLogits(150, 16, (8, 8), 36)
+    image = torch.zeros(600, 600, 3, dtype=torch.uint8)
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            for value in result if isinstance(result, tuple | list) else (result,):
+                if isinstance(value, Tensor):
+                    largest = max(largest, value.untyped_storage().nbytes())
+            return result
+
+    with Watch():
+        predict(model, image, WindowConfig(128, 96))  # type: ignore[arg-type]
+    assert 0 < largest < 600 * 600 * 150 * 4 / 9
 
 
 def test_takes_arrays_and_answers_with_a_tensor_of_its_own() -> None:

@@ -51,3 +51,11 @@ def test_the_order_follows_from_the_keys_alone(keys: list[str], random: object) 
     assert [shuffled[i] for i in deal(shuffled)] == dealt
     rest = keys[1:]
     assert [rest[i] for i in deal(rest)] == [key for key in dealt if key != keys[0]]
+
+
+def test_a_small_split_comes_in_several_shards_too() -> None:
+    def num_shards(num_samples: int) -> int:
+        keys = [f"k{i}" for i in range(num_samples)]
+        return len(plan_shards([sample(key) for key in keys], [1] * num_samples, 1000, 10**9))
+
+    assert [num_shards(n) for n in (1, 200, 201, 800, 1600, 7999, 9000)] == [1, 1, 2, 4, 8, 8, 9]
