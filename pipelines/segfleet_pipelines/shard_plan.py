@@ -10,7 +10,7 @@ from segfleet_pipelines.datasets.base import RawSample
 
 MAX_SHARD_SAMPLES = 1000
 MAX_SHARD_BYTES = 256 * 1024 * 1024
-# A shard is written by one process, so small datasets come in several too; not a matter of how many processes there are.
+# A shard is written by one process, so small datasets come in several too, however many processes there are.
 SHARDS_AT_LEAST, MIN_SHARD_SAMPLES = 8, 200
 
 

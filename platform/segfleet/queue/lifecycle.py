@@ -263,7 +263,7 @@ def end_failed(
         return move(
             tx,
             job,
-            JobState.PAUSED if job.stop_for == StopFor.PAUSE and job.state == JobState.PREEMPTING else JobState.QUEUED,
+            JobState.PAUSED if job.stop_for == StopFor.PAUSE else JobState.QUEUED,
             now=now,
             kind="retrying",
             who=who,
@@ -305,7 +305,7 @@ def close(tx: Transaction, attempt: Attempt, *, abandoned: bool, now: float) -> 
     job = tx.job(attempt.job_id)
     if abandoned:
         note(tx, job, now=now, kind="abandoned", who=SERVICE)
-    if job.state == JobState.QUEUED and job.cancel_requested:
+    if job.state in (JobState.QUEUED, JobState.PAUSED) and job.cancel_requested:
         cancel(tx, job, who=SERVICE, now=now)
 
 

@@ -13,6 +13,7 @@ LEGAL = {
     ("queued", "cancelled"),
     ("starting", "running"),
     ("starting", "queued"),
+    ("starting", "paused"),
     ("starting", "failed"),
     ("starting", "cancelled"),
     ("running", "preempting"),

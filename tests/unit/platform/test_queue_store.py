@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
 import sqlite3
 import stat
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import text
 
@@ -13,8 +16,10 @@ from factories import make_queue, train_document
 from segfleet.errors import QueueUnavailableError
 from segfleet.queue import database
 from segfleet.queue.database import open_engine
+from segfleet.queue.scheduling.values import Gang
 from segfleet.queue.store import LostRaceError, Store
 from segfleet.queue.tables import metadata
+from world import World
 
 
 def test_migrations_lead_to_the_tables_of_the_code(database_url: str) -> None:
@@ -42,6 +47,63 @@ def test_a_database_of_a_newer_version_is_left_alone(database_url: str) -> None:
     with pytest.raises(QueueUnavailableError, match="newer segfleet"):
         Store(database_url)
     engine.dispose()
+
+
+def test_jobs_of_the_first_version_live_on(tmp_path: Path, database_url: str) -> None:
+    """A database with jobs that were submitted before gangs, pausing and dependencies existed."""
+    old = train_document(workers=3, time_limit="2h")
+    del old["queue"]["after"]
+    times = {"created_at": 1.0, "updated_at": 1.0}
+    job = {
+        "id": "job-aaaaaaaa",
+        "name": "old",
+        "kind": "train",
+        "owner": "ann",
+        "project": "p",
+        "state": "queued",
+        "reason": "",
+        "priority": 50,
+        "cpus": 3,
+        "gpus": 0,
+        "spec": json.dumps(old),
+        "attempt": 1,
+        "fence": 1,
+        "budget_from": 0,
+        "cancel_requested": False,
+        "version": 4,
+        **times,
+    }
+    attempt = {
+        "id": "job-aaaaaaaa-a1",
+        "job_id": "job-aaaaaaaa",
+        "number": 1,
+        "fence": 1,
+        "state": "lost",
+        "code_hash": "0",
+        "created_at": 1.0,
+        "beats": 2,
+        "used_s": 60.0,
+        "closed": True,
+    }
+    engine = open_engine(database_url)
+    config = Config()
+    config.set_main_option("script_location", str(Path(database.__file__).parent / "migrations"))
+    with engine.execution_options(**{database.WRITE: True}).begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        for table, row in (("jobs", job), ("attempts", attempt)):
+            columns, values = ", ".join(row), ", ".join(f":{name}" for name in row)
+            connection.execute(text(f"INSERT INTO {table} ({columns}) VALUES ({values})"), row)
+    engine.dispose()
+    world = World(tmp_path, database_url)
+    moved = world.queue.get("job-aaaaaaaa")
+    assert (moved.gang, moved.time_limit_s, moved.overtaken) == (Gang(3, 1, 0), 7200.0, 0)
+    assert world.queue.attempts(moved.id)[0].workers == 3
+    world.ray.cpus = 3
+    world.step()
+    assert world.claim(moved, number=2).spec == old
+    world.queue.pause(moved.id, "ann")
+    assert world.queue.get(moved.id).state == "preempting"
 
 
 def test_an_interrupted_migration_leaves_nothing(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,6 +153,25 @@ def test_a_job_paused_while_it_starts_pauses_once_it_runs(world: World) -> None:
     assert world.state(job) == JobState.PAUSED
 
 
+def test_a_job_paused_while_it_starts_is_paused_too_if_its_attempt_is_lost(world: World) -> None:
+    job = world.submit()
+    world.step()
+    world.queue.pause(job.id, "ann")
+    world.ray.end(f"{job.id}-a1", RayState.FAILED, "no room")
+    world.step()
+    assert world.state(job) == JobState.PAUSED
+
+
+def test_a_paused_job_is_cancelled_once_its_last_attempt_has_left_the_cluster(world: World) -> None:
+    job, grant = running(world)
+    world.queue.fail(grant.attempt_id, grant.token, {"class": "infra", "message": "x"})
+    world.queue.pause(job.id, "ann")
+    assert world.queue.cancel(job.id, "ann").state == JobState.PAUSED  # its process may still be there
+    world.ray.end(grant.attempt_id, RayState.FAILED)
+    world.step()
+    assert world.state(job) == JobState.CANCELLED
+
+
 def test_a_lost_attempt_of_a_pausing_job_leaves_it_paused(world: World) -> None:
     job, grant = running(world)
     world.queue.pause(job.id, "ann")
