@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,10 @@ def predict_files(model: Any, images: list[Path], out: Path, label_ids: str | No
         label_ids: One of LABEL_IDS, to write `labelIds/NAME.png` besides, as that benchmark's evaluator wants it.
 
     Raises:
-        DataError: a picture cannot be read, two share a stem, the folder cannot be written to, or the model or a
-            picture's name does not fit the benchmark.
+        DataError: a picture cannot be read, a result would overwrite a picture or another result, the folder cannot
+            be written to, or the model or a picture's name does not fit the benchmark.
     """
-    stems = [image.stem for image in images]
-    doubled = sorted({stem for stem in stems if stems.count(stem) > 1})
-    if doubled:
-        raise DataError(f"pictures with equal names would overwrite each other: {', '.join(doubled)}; rename them")
+    _refuse_overwriting(images, out)
     wrapped = model.unwrap_python_model()
     if label_ids and tuple(wrapped.class_names) != tuple(class_table(label_ids).names):
         raise DataError(f"the model's classes are not those of {label_ids}; leave --label-ids out")
@@ -66,9 +64,10 @@ def predict_files(model: Any, images: list[Path], out: Path, label_ids: str | No
     for path in images:
         picture = _read(path)
         labels = np.asarray(model.predict(picture[None]))[0].astype(np.uint8)
+        mask_file, overlay_file = _result_files(path, out)
         files = {
-            "mask": (out / f"{path.stem}.png", encode_mask(labels, wrapped.palette)),
-            "overlay": (out / f"{path.stem}-overlay.png", encode_png(overlay(picture, labels, wrapped.palette))),
+            "mask": (mask_file, encode_mask(labels, wrapped.palette)),
+            "overlay": (overlay_file, encode_png(overlay(picture, labels, wrapped.palette))),
         }
         if label_ids:
             # In a folder of their own: the evaluator takes every picture that begins with the name for a prediction.
@@ -82,6 +81,20 @@ def predict_files(model: Any, images: list[Path], out: Path, label_ids: str | No
         targets = {what: str(target) for what, (target, _) in files.items()}
         written.append({"image": str(path), **targets, "shares": shares})
     return written
+
+
+def _result_files(image: Path, out: Path) -> tuple[Path, Path]:
+    """Mask and overlay of a picture."""
+    return out / f"{image.stem}.png", out / f"{image.stem}-overlay.png"
+
+
+def _refuse_overwriting(images: list[Path], out: Path) -> None:
+    results = Counter(file for image in images for file in _result_files(image, out))
+    if doubled := sorted(file.name for file, count in results.items() if count > 1):
+        raise DataError(f"several pictures would have the results {', '.join(doubled)}; rename them")
+    pictures = {os.path.realpath(image): str(image) for image in images}
+    if lost := sorted(pictures[place] for place in map(os.path.realpath, results) if place in pictures):
+        raise DataError(f"results would overwrite the pictures themselves: {', '.join(lost)}; choose another --out")
 
 
 def _read(path: Path) -> Pixels:

@@ -45,7 +45,7 @@ class FileReport:
     """What became of one published file.
 
     Attributes:
-        file: Its place.
+        file: Its path.
         sha256: Of its bytes.
         bytes: Its size; None: it was unpacked earlier and is not there any more.
         checked: The published digests that it fits; none: no digest is publicly known.
@@ -97,7 +97,7 @@ def download(
     with _locked(raw), open_client(mirror) as http:
         for file in RAW_FILES[dataset]:
             urls = file.urls if mirror is None else (f"{mirror.rstrip('/')}/{file.name}",)
-            if not urls and not (raw / file.place).exists():
+            if not urls and not (raw / file.name).exists():
                 raise DataError(LOGIN_STEPS[dataset].format(raw=raw))
             fetcher = Fetcher(http, _told(reporter, f"downloading {file.name}"), reporter.warn, sleep)
             done.append(_provide(file, raw, urls, fetcher, reporter, discard_archives))
@@ -110,7 +110,7 @@ def download(
 def _provide(
     file: RawFile, raw: Path, urls: Sequence[str], fetcher: Fetcher, reporter: Reporter, discard: bool
 ) -> FileReport:
-    path = raw / file.place
+    path = raw / file.name
     url = unpacked = None
     if earlier := _unpacked(file, raw):
         sha256 = earlier.sha256

@@ -90,7 +90,10 @@ def explain_colors(colors: Counter[Color], class_names: Sequence[str], palette: 
     if not colors:
         return []
     total = colors.total()
-    names = {color: name for name, color in zip(class_names, palette, strict=True)}
+    names: dict[Color, str] = {}
+    for name, color in zip(class_names, palette, strict=True):
+        # Classes may share a colour.
+        names[color] = f"{names[color]} / {name}" if color in names else name
     shown = [
         f"{color} {percent(count / total)}" + (f" = {names[color]}" if color in names else "")
         for color, count in colors.most_common(_COLORS_SHOWN)

@@ -28,23 +28,18 @@ class RawFile:
     """One published file.
 
     Attributes:
-        place: Where it rests, relative to the folder of the raw data.
+        name: In the folder of the raw data, and on a mirror.
         urls: Where it is had without login, the best place first; none: only after a login.
         digests: `algorithm:hex`, all of which must fit; none: no digest is publicly known.
         size: Bytes; None: not publicly known.
         unpack: None for a file that is read as it is.
     """
 
-    place: str
+    name: str
     urls: tuple[str, ...]
     digests: tuple[str, ...]
     size: int | None = None
     unpack: Unpack | None = None
-
-    @property
-    def name(self) -> str:
-        """The file's name without its folder."""
-        return self.place.rpartition("/")[2]
 
 
 _OXFORD = "http://host.robots.ox.ac.uk/pascal/VOC"
@@ -67,7 +62,7 @@ _PASCAL_CONTEXT = (
         unpack=Unpack("VOCdevkit/VOC2010", "VOCdevkit/VOC2010"),
     ),
     RawFile(
-        "VOCdevkit/VOC2010/trainval_merged.json",
+        "trainval_merged.json",
         # The second is a public archive's copy, in case that the first is gone.
         (_CONTEXT, f"https://web.archive.org/web/2022id_/{_CONTEXT}"),
         ("sha1:169325d9f7e9047537fedca7b04de4dddf10b881", "md5:3c2d0c0656b7be9eb61928ffe885d8ce"),

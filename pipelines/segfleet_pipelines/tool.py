@@ -86,11 +86,11 @@ def _parser() -> argparse.ArgumentParser:
     make.set_defaults(run=_prepare)
 
     check = commands.add_parser("verify", help="check every byte, count, picture and label")
-    check.add_argument("location", help="folder of a prepared dataset")
+    check.add_argument("location", help="prepared dataset: a path, file://, s3://, gs://, http(s)://")
     check.set_defaults(run=_verify)
 
     look = commands.add_parser("inspect", help="statistics and a picture sheet")
-    look.add_argument("location", help="folder of a prepared dataset")
+    look.add_argument("location", help="prepared dataset: a path, file://, s3://, gs://, http(s)://")
     look.add_argument("--split", help="split of the sheet; the first one if not given")
     look.add_argument("--count", type=int, default=12, choices=range(1, 101), metavar="1..100", help="pictures shown")
     look.add_argument("--sheet", type=Path, help="PNG to write; NAME-SPLIT-sheet.png in this folder if not given")
@@ -160,7 +160,8 @@ def _verify(args: argparse.Namespace) -> int:
 def _inspect(args: argparse.Namespace) -> int:
     summary = summarize(args.location)
     split = args.split or next(iter(Manifest.load(args.location).splits))
-    sheet = args.sheet or Path(f"{resolve_location(args.location).name}-{split}-sheet.png")
+    place = parse_location(args.location)
+    sheet = args.sheet or Path(f"{Path(place.path).name or place.host}-{split}-sheet.png")
     write_sheet(args.location, sheet, split, args.count)
     if args.json:
         return _print_json({**asdict(summary), "sheet": str(sheet.absolute())})

@@ -27,7 +27,7 @@ def stream_items(path: Path) -> Iterator[tuple[str, Any]]:
             yield from _Reader(file).items()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # json's own error, or a number of thousands of digits
         raise DataError(f"{path} is not whole JSON ({error}); fetch it again") from error
 
 

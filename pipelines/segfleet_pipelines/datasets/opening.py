@@ -35,10 +35,11 @@ def open_dataset(kind: str, raw: Path, *, val_share: float, seed: int) -> RawDat
         seed: Of that split.
 
     Raises:
-        DataError: unknown layout, or data that do not fit it.
+        DataError: unknown layout, data that do not fit it, or that may not be read.
     """
-    if kind == FOLDER:
-        return check_dataset(open_folder(raw, val_share=val_share, seed=seed))
-    if kind not in LAYOUTS:
+    if kind not in (FOLDER, *LAYOUTS):
         raise DataError(f"unknown dataset layout {kind!r}; use {FOLDER}, {', '.join(LAYOUTS)}")
-    return check_dataset(LAYOUTS[kind](raw))
+    try:
+        return check_dataset(open_folder(raw, val_share=val_share, seed=seed) if kind == FOLDER else LAYOUTS[kind](raw))
+    except OSError as error:  # a folder without permission, a name too long
+        raise DataError(f"{error.filename or raw} cannot be read: {error.strerror or error}") from error

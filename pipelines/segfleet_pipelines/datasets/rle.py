@@ -28,7 +28,8 @@ def decode_runs(counts: bytes, height: int, width: int) -> npt.NDArray[np.bool_]
         DataError: not such text, or runs that do not fill the mask exactly.
     """
     runs = _runs(np.frombuffer(counts, np.uint8).astype(np.int64) - _FIRST)
-    if (runs < 0).any() or int(runs.sum()) != height * width:
+    # Each for itself first: the sum of runs that are far too long may come round to the right number.
+    if ((runs < 0) | (runs > height * width)).any() or int(runs.sum()) != height * width:
         raise DataError(f"the run lengths do not fill a mask of {width}x{height} pixels")
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     return flat.reshape(width, height).T

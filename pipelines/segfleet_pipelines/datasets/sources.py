@@ -157,4 +157,5 @@ def _opened(archive: Path, _stamp: str) -> zipfile.ZipFile:
     return zipfile.ZipFile(archive)
 
 
-_ZIP_ERRORS = (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError)
+# ValueError: among others of names that are not the UTF-8 that the file says they are.
+_ZIP_ERRORS = (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError)

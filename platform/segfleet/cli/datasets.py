@@ -14,7 +14,9 @@ _TOOL = "segfleet_pipelines.tool"
 _NEEDED = ("numpy", "cv2", "PIL", "pyarrow", "webdataset")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
-Location = Annotated[str, typer.Argument(metavar="URI", help="Folder of a prepared dataset, a path or file://.")]
+Location = Annotated[
+    str, typer.Argument(metavar="URI", help="Folder of a prepared dataset: a path, file://, s3://, gs://, http(s)://.")
+]
 
 
 def register(app: typer.Typer) -> None:

@@ -303,9 +303,12 @@ def _check_parents(tx: Transaction, spec: Document) -> None:
 
 def _check_quota(tx: Transaction, project: str, owner: str) -> None:
     policy, _ = policy_of(tx.policies())
-    for kind, name, quota, waiting in (
-        ("project", project, policy.projects.get(project, Quota()), tx.count_waiting(project=project)),
-        ("user", owner, policy.users.get(owner, Quota()), tx.count_waiting(owner=owner)),
+    for kind, name, quota in (
+        ("project", project, policy.projects.get(project, Quota())),
+        ("user", owner, policy.users.get(owner, Quota())),
     ):
-        if quota.max_queued is not None and waiting >= quota.max_queued:
+        if quota.max_queued is None:
+            continue
+        waiting = tx.count_waiting(project=name) if kind == "project" else tx.count_waiting(owner=name)
+        if waiting >= quota.max_queued:
             raise QuotaExceededError(f"{kind} {name!r}", str(waiting), str(quota.max_queued))

@@ -50,4 +50,25 @@ def test_a_model_of_other_classes_has_no_label_ids(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="classes are not those of cityscapes"):
         predict_files(FakeModel(["a"] * 19), [image], tmp_path / "out", "cityscapes")
     with pytest.raises(DataError, match="not named like a Cityscapes picture"):
-        predict_files(FakeModel(class_table("cityscapes").names), [picture(tmp_path, "x")], tmp_path, "cityscapes")
+        predict_files(
+            FakeModel(class_table("cityscapes").names), [picture(tmp_path, "x")], tmp_path / "out", "cityscapes"
+        )
+
+
+def test_no_result_overwrites_a_picture(tmp_path: Path) -> None:
+    image = picture(tmp_path, "street")
+    before = image.read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path)
+    for out in (tmp_path, tmp_path / "link"):
+        with pytest.raises(DataError, match=r"overwrite the pictures themselves: .*street\.png; choose another --out"):
+            predict_files(FakeModel(class_table("cityscapes").names), [image], out)
+    assert image.read_bytes() == before
+
+
+@pytest.mark.parametrize("other", ["a/street", "street-overlay"])
+def test_no_result_overwrites_another(tmp_path: Path, other: str) -> None:
+    (tmp_path / "a").mkdir()
+    images = [picture(tmp_path, "street"), picture(tmp_path, other)]
+    with pytest.raises(DataError, match=r"several pictures would have the results .*street-overlay\.png"):
+        predict_files(FakeModel(class_table("cityscapes").names), images, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -11,7 +11,14 @@ from segfleet_models.metrics import confusion_matrix, scores
 
 @pytest.mark.parametrize(
     ("dtype", "ignore_index"),
-    [(torch.uint8, 255), (torch.uint8, 2), (torch.int16, -1), (torch.int64, -1), (torch.int64, 2**40)],
+    [
+        (torch.uint8, 255),
+        (torch.uint8, 2),
+        (torch.uint8, 0),
+        (torch.int16, -1),
+        (torch.int64, -1),
+        (torch.int64, 2**40),
+    ],
 )
 def test_counts_like_a_loop_over_pixels(dtype: torch.dtype, ignore_index: int) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -34,10 +41,23 @@ def test_takes_arrays_and_leaves_them_alone() -> None:
 
 
 def test_nothing_gives_zeros() -> None:
-    empty = torch.zeros(0, dtype=torch.uint8)
-    assert confusion_matrix(empty, empty, 2, 255).tolist() == [[0, 0], [0, 0]]
-    everything_ignored = torch.full((4,), 255)
-    assert not confusion_matrix(torch.zeros(4, dtype=torch.int64), everything_ignored, 2, 255).any()
+    for dtype in (torch.uint8, torch.int64):
+        empty = torch.zeros(0, dtype=dtype)
+        assert confusion_matrix(empty, empty, 2, 255).tolist() == [[0, 0], [0, 0]]
+        everything_ignored = torch.full((4,), 255, dtype=dtype)
+        assert not confusion_matrix(torch.zeros(4, dtype=dtype), everything_ignored, 2, 255).any()
+
+
+@pytest.mark.parametrize("ignore_index", [255, -1, 300, 7])
+@pytest.mark.parametrize("num_classes", [150, 256])
+def test_bytes_are_counted_like_wider_integers(num_classes: int, ignore_index: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pred, target = torch.randint(0, 150, (2, 90, 70), generator=generator)
+    target[:9] = ignore_index if 0 <= ignore_index <= 255 else 0
+    assert torch.equal(
+        confusion_matrix(pred.byte(), target.byte().T.contiguous().T, num_classes, ignore_index),
+        confusion_matrix(pred, target, num_classes, ignore_index),
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,6 +73,9 @@ def test_nothing_gives_zeros() -> None:
 def test_refuses_labels_that_are_no_class(pred: list[int], target: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         confusion_matrix(torch.tensor(pred), torch.tensor(target), 2, 255)
+    if min(pred + target) >= 0:  # as bytes too
+        with pytest.raises(ValueError, match=message):
+            confusion_matrix(torch.tensor(pred).byte(), torch.tensor(target).byte(), 2, 255)
 
 
 def test_scores_by_hand() -> None:

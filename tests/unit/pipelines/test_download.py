@@ -186,11 +186,13 @@ def test_a_failed_unpacking_keeps_the_archive_and_is_repeated_without_download(
     assert (tmp_path / "CamVid").is_dir()
 
 
-def test_a_file_that_the_user_put_there_is_checked_and_used(server: Behaviour, tmp_path: Path) -> None:
-    (tmp_path / "ADEChallengeData2016.zip").write_bytes(server.files["ADEChallengeData2016.zip"])
-    get("ade20k", tmp_path, server)
+@pytest.mark.parametrize("dataset", RAW_FILES)
+def test_files_that_the_user_put_there_are_checked_and_used(dataset: str, server: Behaviour, tmp_path: Path) -> None:
+    for file in RAW_FILES[dataset]:
+        (tmp_path / file.name).write_bytes(server.files[file.name])
+    get(dataset, tmp_path, server)
     assert server.asked == []
-    assert (tmp_path / "ADEChallengeData2016.zip.sha256").is_file()
+    assert all((tmp_path / f"{file.name}.sha256").is_file() for file in RAW_FILES[dataset])
 
 
 def test_a_file_that_was_changed_later_is_noticed(server: Behaviour, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from segfleet_pipelines.datasets.base import RawDataset, RawSample
 from segfleet_pipelines.datasets.class_table import class_table
 from segfleet_pipelines.datasets.sources import FileSource
-from segfleet_pipelines.label_mistakes import explain, explain_modes, explain_values, refusal
+from segfleet_pipelines.label_mistakes import explain, explain_colors, explain_modes, explain_values, refusal
 
 LABEL_IDS = class_table("cityscapes").labels
 ADE = class_table("ade20k").labels
@@ -101,3 +101,8 @@ def test_a_few_masks_of_many_are_read_again(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(FileSource, "read", lambda self: reads.append(self) or self.path.read_bytes())
     explain(RawDataset("mine", ("sky", "road"), PALETTE, 255, None, {"train": [one] * 1000}))
     assert 20 <= len(reads) <= 30
+
+
+def test_classes_that_share_a_colour_are_both_named() -> None:
+    (line,) = explain_colors(Counter({(9, 9, 9): 3}), ("road", "skyscraper"), ((9, 9, 9), (9, 9, 9)))
+    assert "(9, 9, 9) 100.0 % = road / skyscraper" in line

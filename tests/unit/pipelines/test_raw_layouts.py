@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -20,7 +21,7 @@ from segfleet_pipelines.datasets.base import RawDataset, RawSample
 from segfleet_pipelines.datasets.class_table import class_table
 from segfleet_pipelines.datasets.opening import FOLDER, LAYOUTS, open_dataset
 from segfleet_pipelines.datasets.pascal_context import CATEGORY_IDS
-from segfleet_pipelines.datasets.sources import ZipSource
+from segfleet_pipelines.datasets.sources import ZipSource, zip_members
 from segfleet_pipelines.picture import decode_mask
 
 SIZE = (8, 6)
@@ -152,6 +153,33 @@ def test_a_zip_member_that_unpacks_to_more_than_a_picture_is_refused(
         ZipSource(tmp_path / "bomb.zip", "a.png").read()
     with pytest.raises(DataError, match=r"bomb\.zip/b\.png: cannot be read"):
         ZipSource(tmp_path / "bomb.zip", "b.png").read()
+
+
+def test_damage_to_a_zip_is_an_error_or_nothing_at_all(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "whole.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("image\u00e9.jpg", bytes(range(256)) * 4)
+    whole = (tmp_path / "whole.zip").read_bytes()
+    refusals = []
+    for at in range(len(whole)):
+        damaged = tmp_path / f"{at}.zip"
+        damaged.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            for name in zip_members(damaged):
+                ZipSource(damaged, name).read()
+        except DataError as error:
+            refusals.append((damaged.name, str(error)))
+    assert len(refusals) > len(whole) // 2
+    assert all(name in text for name, text in refusals)
+
+
+def test_raw_data_that_may_not_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    for kind in (FOLDER, "ade20k", "cityscapes"):
+        with pytest.raises(DataError, match=rf"{tmp_path}\S* cannot be read: Permission denied"):
+            open_raw(kind, tmp_path)
 
 
 def write_cityscapes(root: Path, *, coarse: bool = False) -> Path:

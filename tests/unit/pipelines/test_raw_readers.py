@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco
 
 from segfleet.errors import DataError
-from segfleet_pipelines.datasets import json_stream
+from segfleet_pipelines.datasets import json_stream, rle
 from segfleet_pipelines.datasets.json_stream import stream_items
 from segfleet_pipelines.datasets.rle import decode_runs
 
@@ -89,9 +89,15 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, cut: int) -> None:
 
 
 def test_what_is_no_json_object_is_refused(tmp_path: Path) -> None:
-    for text in ("", "[1, 2]", "[" * 100_000, '{"a": ' + "[" * 100_000, "\x80"):
+    for text in ("", "[1, 2]", "[" * 100_000, '{"a": ' + "[" * 100_000, "\x80", '{"a": [' + "9" * 5000 + "]}"):
         (tmp_path / "a.json").write_bytes(text.encode("latin-1"))
         with pytest.raises(DataError, match=r"a\.json"):
             list(stream_items(tmp_path / "a.json"))
     with pytest.raises(DataError, match="cannot be read"):
         list(stream_items(tmp_path / "b.json"))
+
+
+def test_runs_whose_sum_comes_round_to_the_right_number_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rle, "_runs", lambda _: np.array([2**63 - 1, 2**63 - 1, 9 * 7 + 2]))
+    with pytest.raises(DataError, match="do not fill a mask"):
+        decode_runs(b"0", 9, 7)

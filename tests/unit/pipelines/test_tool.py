@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from file_server import file_server
 from segfleet_pipelines.manifest import Manifest
 from segfleet_pipelines.tool import main
 
@@ -29,6 +30,18 @@ def test_prepare_verify_and_inspect(
     assert "out-val-sheet.png" in printed
     with Image.open(tmp_path / "out-val-sheet.png") as sheet:
         assert sheet.width > 500
+
+
+def test_a_dataset_elsewhere_is_inspected_like_one_here(
+    shared_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with file_server({f"mine/{path.name}": path.read_bytes() for path in shared_dataset.iterdir()}) as server:
+        monkeypatch.setenv("SEGFLEET_DATA_HOSTS", server.url.removeprefix("http://"))
+        monkeypatch.setenv("SEGFLEET_CACHE_DIR", str(tmp_path / "cache"))
+        assert main(["inspect", f"{server.url}/mine"]) == 0
+    assert "mine-train-sheet.png" in capsys.readouterr().out
+    assert (tmp_path / "mine-train-sheet.png").is_file()
 
 
 def test_json_is_one_document_and_nothing_else(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
