@@ -14,6 +14,7 @@ from segfleet.errors import DataError
 from segfleet_pipelines.datasets.base import RawDataset, RawSample
 from segfleet_pipelines.datasets.sources import Source
 from segfleet_pipelines.image_codec import pack_image
+from segfleet_pipelines.labels import ranges
 from segfleet_pipelines.manifest import Images
 from segfleet_pipelines.mask_codec import pack_mask
 from segfleet_pipelines.picture import IMAGE_MODES, Header, Pixels, check_pixels, decode_mask, read_header
@@ -158,19 +159,8 @@ def _refuse_foreign_labels(source: Source, raw_counts: npt.NDArray[np.int64], ru
     wrong = np.flatnonzero((raw_counts > 0) & (rules.table == _NO_CLASS)).tolist()
     if wrong:
         shown = ", ".join(str(label) for label in wrong[:10]) + (", ..." if len(wrong) > 10 else "")
-        allowed = ", ".join(_ranges(np.flatnonzero(rules.table != _NO_CLASS).tolist()))
+        allowed = ranges(np.flatnonzero(rules.table != _NO_CLASS).tolist())
         raise DataError(f"{source}: label {shown} out of range; allowed: {allowed}")
-
-
-def _ranges(labels: list[int]) -> list[str]:
-    """[0, 1, 2, 255] -> ['0-2', '255']."""
-    spans: list[list[int]] = []
-    for label in labels:
-        if spans and label == spans[-1][1] + 1:
-            spans[-1][1] = label
-        else:
-            spans.append([label, label])
-    return [str(first) if first == last else f"{first}-{last}" for first, last in spans]
 
 
 def _of_file(source: Source, decode: Callable[[bytes], _T], data: bytes) -> _T:

@@ -21,7 +21,7 @@ SPARE_BYTES = 256 * 1024 * 1024
 _MAX_REDIRECTS = 5
 _MAX_WAIT_S = 60.0
 _BUSY = frozenset({408, 425, 429})
-_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_RANGE = re.compile(r"bytes (\d{1,19})-\d{1,19}/(\d{1,19}|\*)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,7 @@ class WebFiles:
             raise DataError(f"{name!r} of {self._address}: the server sends it compressed; serve the bytes as they are")
 
     def _resumed(self, name: str, answer: httpx.Response, start: int) -> tuple[int, int | None]:
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("content-range", ""))
+        match = re.fullmatch(r"bytes (\d{1,19})-\d{1,19}/(\d{1,19}|\*)", answer.headers.get("content-range", ""))
         if match is None or int(match[1]) != start:
             raise DataError(f"{name!r} of {self._address}: the server answers with another part than was asked for")
         return start, None if match[2] == "*" else int(match[2])
