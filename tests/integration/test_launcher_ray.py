@@ -116,7 +116,7 @@ def head() -> Iterator[Head]:
 
 def _has_node(launcher: Launcher) -> bool:
     try:
-        return launcher.capacity().nodes == 1
+        return len(launcher.nodes()) == 1
     except Exception:
         return False
 

@@ -36,6 +36,8 @@ def set_rules(
     Example: segfleet quota set cluster preempt_for_priority=true grace=2m
     """
     scope, _, name = whose.partition(":")
+    if not name and scope != "cluster":
+        raise SettingsError(f"{whose!r} names nobody; write cluster, project:NAME or user:NAME")
     name = name or scope
     with Client() as client:
         known = {(policy["scope"], policy["name"]): policy["rules"] for policy in client.policies()}

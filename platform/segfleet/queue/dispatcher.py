@@ -20,6 +20,7 @@ from segfleet.queue.leases import LeaseWatch
 from segfleet.queue.logcopy import LogCopies
 from segfleet.queue.model import Attempt, Job
 from segfleet.queue.planner import Planner
+from segfleet.queue.policy import policy_of
 from segfleet.queue.reconcile import Sight
 from segfleet.queue.scheduling.values import Node, Policy, Preempt, Start, Wait
 from segfleet.queue.service import Board, Queue
@@ -96,7 +97,7 @@ class Dispatcher:
         self._session: str | None = None
         self._nodes: tuple[Node, ...] | None = None
         self._trouble = ""
-        self._policy = Policy()
+        self._grace_s = Policy().grace_s
 
     def run(self, stop: threading.Event) -> None:
         """Take turns until told to stop. A turn that fails is logged, and the next one tries again."""
@@ -153,6 +154,7 @@ class Dispatcher:
         with self._queue.store.read() as tx:
             attempts = tx.open_attempts()
             jobs = {job.id: job for job in tx.holding_jobs()}
+            self._grace_s = policy_of(tx.policies())[0].grace_s
         late = self._leases.overdue((attempt for attempt in attempts if attempt.is_alive), now)
         for attempt in attempts:
             job = jobs.get(attempt.job_id)
@@ -168,14 +170,14 @@ class Dispatcher:
         action: reconcile.Action
         if attempt.is_alive:
             over_time = self._over_time(job, now)
-            asked_at, grace_s = attempt.stop_asked_at, self._policy.grace_s
+            asked_at = attempt.stop_asked_at
             action = reconcile.decide_alive(
                 job,
                 attempt,
                 sight,
                 overdue=overdue,
                 over_time=over_time,
-                out_of_grace=asked_at is not None and now - asked_at > grace_s,
+                out_of_grace=asked_at is not None and now - asked_at > self._grace_s,
             )
         else:
             age_s = now - self._ended_at.setdefault(attempt.id, now)
@@ -273,7 +275,7 @@ class Dispatcher:
     def _dispatch(self, now: float) -> None:
         self._planner.resolve_dependencies(now)
         nodes = None if self._trouble else self._nodes
-        decisions, self._policy = self._planner.decide(nodes, now, self._trouble)
+        decisions = self._planner.decide(nodes, now, self._trouble)
         waits = {decision.job_id: decision for decision in decisions if isinstance(decision, Wait)}
         self._queue.board = Board(nodes, self._trouble, waits)
         for decision in decisions:

@@ -9,7 +9,7 @@ from segfleet.queue.candidates import Broken, Met, candidates, holdings, judge, 
 from segfleet.queue.policy import policy_of
 from segfleet.queue.scheduling.plan import plan
 from segfleet.queue.scheduling.shares import decayed_use
-from segfleet.queue.scheduling.values import Decision, Holding, Node, Policy
+from segfleet.queue.scheduling.values import Decision, Holding, Node
 from segfleet.queue.states import JobState
 from segfleet.queue.store import Store
 
@@ -31,8 +31,8 @@ class Planner:
         self._counted_at = -math.inf
         self._ended_use: dict[str, float] = {}
 
-    def decide(self, nodes: tuple[Node, ...] | None, now: float, trouble: str) -> tuple[list[Decision], Policy]:
-        """One scheduling pass over the queue as it is, and the rules it went by.
+    def decide(self, nodes: tuple[Node, ...] | None, now: float, trouble: str) -> list[Decision]:
+        """One scheduling pass over the queue as it is.
 
         Args:
             nodes: The cluster's machines; None: not reachable.
@@ -50,32 +50,33 @@ class Planner:
         held = holdings(jobs, attempts, used_s, policy.grace_s, now)
         use = self._use(held, nodes or (), half_life_s, now)
         line = candidates(rows, used_s, blocking, dependencies)
-        return plan(line, nodes, held, now, use=use, policy=policy, unreachable=trouble), policy
+        return plan(line, nodes, held, now, use=use, policy=policy, unreachable=trouble)
 
     def resolve_dependencies(self, now: float) -> None:
         """Let go of jobs whose parents have ended as they should, and end those whose parents have not."""
         with self._store.read() as tx:
             verdicts = [judge(dependency) for dependency in tx.open_dependencies()]
+        met = [verdict.dependency for verdict in verdicts if isinstance(verdict, Met)]
+        if met:
+            with self._store.write() as tx:
+                for dependency in met:
+                    tx.meet_dependency(dependency.job_id, dependency.parent_id)
         for verdict in verdicts:
-            match verdict:
-                case Met(dependency):
-                    with self._store.write() as tx:
-                        tx.meet_dependency(dependency.job_id, dependency.parent_id)
-                case Broken(dependency, message):
-                    with self._store.write() as tx:
-                        job = tx.job(dependency.job_id)
-                        if job.state == JobState.QUEUED:
-                            lifecycle.skip(tx, job, message, now)
-                case None:
-                    pass
+            if isinstance(verdict, Broken):
+                # One transaction each: it locks the job, and many locks at a time are how deadlocks come about.
+                with self._store.write() as tx:
+                    job = tx.job(verdict.dependency.job_id)
+                    if job.state == JobState.QUEUED:
+                        lifecycle.skip(tx, job, verdict.message, now)
 
     def _use(self, held: list[Holding], nodes: tuple[Node, ...], half_life_s: float, now: float) -> dict[str, float]:
         """Decayed use of each project: what has ended, as of the last count, and what runs."""
-        if now - self._counted_at >= USE_EVERY_S:
+        # Without the cluster's size nothing can be told as a share of it.
+        if nodes and now - self._counted_at >= USE_EVERY_S:
             with self._store.read() as tx:
                 ended = tx.ended_use(now - _HALF_LIVES * half_life_s)
             self._ended_use, self._counted_at = decayed_use(usages(ended, nodes), now, half_life_s), now
-        fading = 2.0 ** ((self._counted_at - now) / half_life_s)
+        fading = 2.0 ** ((self._counted_at - now) / half_life_s) if self._ended_use else 0.0
         total = decayed_use(live_usages(held, nodes), now, half_life_s)
         for project, seconds in self._ended_use.items():
             total[project] = total.get(project, 0.0) + seconds * fading

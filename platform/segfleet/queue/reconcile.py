@@ -131,7 +131,8 @@ def decide_alive(
         return Leave()
     if job.cancel_requested:
         return _cancel(attempt, sight)
-    if is_preempting and sight.is_over and not sight.restarted(attempt):
+    # A restarted head knows nothing of the old head's processes: such an attempt has its grace to go by itself.
+    if is_preempting and sight.is_over and (out_of_grace or not sight.restarted(attempt)):
         return Preempted()
     if is_preempting and out_of_grace:
         return Stop()

@@ -197,8 +197,9 @@ class Queue(AttemptDesk):
         """
         with self.store.write() as tx:
             job, now = tx.job(job_id), self.clock()
-            if job.state != JobState.PAUSED:
-                raise IllegalTransitionError(job_id, job.state, "resume", "only paused jobs can be resumed")
+            if job.state != JobState.PAUSED or job.cancel_requested:
+                hint = "it is being cancelled" if job.cancel_requested else "only paused jobs can be resumed"
+                raise IllegalTransitionError(job_id, job.state, "resume", hint)
             moved = lifecycle.move(
                 tx, job, JobState.QUEUED, now=now, kind="resumed", who=who, reason=lifecycle.FRESH, not_before=None
             )

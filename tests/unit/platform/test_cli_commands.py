@@ -239,6 +239,9 @@ def test_quotas_are_set_shown_changed_and_removed(cli: Cli) -> None:
     out = cli("quota", "show")[1]
     assert "project:vision  workers=8, max_workers=16" in out
     assert "preempt_for_priority=True, grace=90s" in out
+    code, _, err = cli("quota", "set", "project", "workers=8")
+    assert code == 2
+    assert "names nobody" in err
     code, _, err = cli("quota", "set", "project:vision", "wrokers=8")
     assert code == 1
     assert "wrokers" in err

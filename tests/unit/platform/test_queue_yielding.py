@@ -167,6 +167,8 @@ def test_a_paused_job_is_cancelled_once_its_last_attempt_has_left_the_cluster(wo
     world.queue.fail(grant.attempt_id, grant.token, {"class": "infra", "message": "x"})
     world.queue.pause(job.id, "ann")
     assert world.queue.cancel(job.id, "ann").state == JobState.PAUSED  # its process may still be there
+    with pytest.raises(IllegalTransitionError, match="being cancelled"):
+        world.queue.resume(job.id, "ann")
     world.ray.end(grant.attempt_id, RayState.FAILED)
     world.step()
     assert world.state(job) == JobState.CANCELLED
@@ -212,6 +214,30 @@ def test_a_changed_priority_counts_at_the_next_turn_and_stands_in_the_history(wo
     assert (world.queue.get(second.id).place, world.queue.get(first.id).place) == (1, 2)
     event = world.queue.events(second.id)[-1]
     assert (event.kind, event.who, event.detail) == ("priority", "ann", {"before": 50, "after": 60})
+
+
+def test_a_restarted_service_keeps_to_the_operators_grace(world: World) -> None:
+    world.queue.set_policy("cluster", "cluster", {"grace": "10m"})
+    _, grant = running(world)
+    world.queue.pause(grant.job_id, "ann")
+    world.pass_time(200, beat=grant)
+    world.restart()
+    world.step()
+    world.step()
+    assert world.ray.stops == []
+
+
+def test_a_zombie_of_an_old_head_that_does_not_make_room_is_given_up(world: World) -> None:
+    job, grant = running(world)
+    world.queue.pause(job.id, "ann")
+    world.ray.restart_head()
+    world.pass_time(25, beat=grant)
+    assert world.state(job) == JobState.PREEMPTING
+    while world.state(job) == JobState.PREEMPTING:
+        world.step(5.0)
+        if world.state(job) == JobState.PREEMPTING:
+            world.queue.heartbeat(grant.attempt_id, grant.token)
+    assert world.state(job) == JobState.PAUSED
 
 
 def test_making_room_survives_a_kill_of_the_service(world: World) -> None:
