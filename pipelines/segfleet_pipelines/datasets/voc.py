@@ -10,22 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.io import loadmat
 
 from segfleet.errors import DataError
 from segfleet_pipelines.datasets.base import RawDataset, listed, listed_samples, read_stems
 from segfleet_pipelines.datasets.class_table import class_table
 from segfleet_pipelines.datasets.places import Place, by_stem, find_root
-from segfleet_pipelines.datasets.sources import Source, file_size, file_stamp
+from segfleet_pipelines.datasets.sources import FileSource, Source
 from segfleet_pipelines.picture import encode_mask
 
 _SBD = ("benchmark_RELEASE/dataset/cls", "dataset/cls", "cls")
 
 
 @dataclass(frozen=True, slots=True)
-class MatSource:
+class MatSource(FileSource):
     """A class mask of SBD, a MATLAB file."""
-
-    path: Path
 
     def read(self) -> bytes:
         """An 8-bit PNG of its labels.
@@ -33,10 +32,6 @@ class MatSource:
         Raises:
             DataError: missing, damaged, or without a class mask.
         """
-        try:
-            from scipy.io import loadmat  # only SBD's own files need scipy
-        except ImportError as error:
-            raise DataError(f"{self.path}: reading MATLAB files needs scipy; run 'pip install scipy'") from error
         try:
             mask = np.asarray(loadmat(self.path)["GTcls"]["Segmentation"][0, 0])
         except OSError as error:
@@ -46,17 +41,6 @@ class MatSource:
         if mask.ndim != 2 or mask.dtype != np.uint8:
             raise DataError(f"{self.path}: not a class mask of SBD, but {mask.dtype} of shape {mask.shape}")
         return encode_mask(mask, ())
-
-    def stamp(self) -> str:
-        """Size and time of the file."""
-        return file_stamp(self.path)
-
-    def size(self) -> int:
-        """Bytes of the file, which is packed."""
-        return file_size(self.path)
-
-    def __str__(self) -> str:
-        return str(self.path)
 
 
 def open_voc(raw: Path) -> RawDataset:
