@@ -38,10 +38,10 @@ def from_jax(arrays: Arrays) -> dict[str, Tensor]:
     if any(name.startswith(_STATE_PREFIX) for name in arrays):
         # What is beside the weights is the optimiser's.
         arrays = {name.removeprefix(_STATE_PREFIX): a for name, a in arrays.items() if name.startswith(_STATE_PREFIX)}
-    blocks = sorted({int(match[1]) for name in arrays if (match := _BLOCK.fullmatch(name))})
-    places = _outside_blocks() | {
-        key: place for i in range(max(blocks, default=0) + 1) for key, place in _block(i).items()
-    }
+    blocks = {int(match[1]) for name in arrays if (match := _BLOCK.fullmatch(name))}
+    # A gap shows as missing; not up to the highest number, which a file may put anywhere.
+    blocks |= set(range(max(len(blocks), 1)))
+    places = _outside_blocks() | {key: place for i in sorted(blocks) for key, place in _block(i).items()}
     used = {name for names, _ in places.values() for name in names}
     missing = sorted(used - arrays.keys())
     unknown = sorted(name for name in arrays if name not in used and not name.startswith(_UNUSED))
@@ -50,12 +50,12 @@ def from_jax(arrays: Arrays) -> dict[str, Tensor]:
         raise ValueError("no ViT in JAX's layout; " + "; ".join(problems))
     try:
         state = {
-            key: np.concatenate([_laid_out(arrays[name], layout) for name in names])
+            key: np.concatenate([_laid_out(arrays[name], layout) for name in names]).astype(np.float32, order="C")
             for key, (names, layout) in places.items()
         }
-    except ValueError as error:
-        raise ValueError(f"no ViT in JAX's layout; an array has another number of axes: {error}") from error
-    return {key: torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32)) for key, value in state.items()}
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"no ViT in JAX's layout; an array has other axes or no numbers: {error}") from error
+    return {key: torch.from_numpy(value) for key, value in state.items()}
 
 
 Place = tuple[tuple[str, ...], str]

@@ -22,7 +22,7 @@ from segfleet_models.resampling import bilinear_matrix
 _TILE_BYTES = {"cpu": 2**20}
 _TILE_BYTES_ELSEWHERE = 2**27
 # A strip of columns, upsampled across only, is this many times a tile.
-_TILES_PER_STRIP = 8
+_TILES_PER_STRIP = 4
 # Narrower strips would spend their time in small calls; only pictures far above 8,000 pixels get that far.
 _MIN_STRIP_COLUMNS = 32
 

@@ -71,19 +71,14 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
     return state
 
 
-def read_torch(path: Path, shells: Mapping[str, type] | None = None) -> Any:
+def read_torch(path: Path) -> Any:
     """What torch.save wrote, plain data and tensors only.
-
-    Args:
-        path: The file.
-        shells: Classes that take the place of objects of other kinds, by the full name that stands in the file.
 
     Raises:
         ValueError: the file cannot be read, or holds objects of other kinds.
     """
     try:
-        with torch.serialization.safe_globals([(shell, name) for name, shell in (shells or {}).items()]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise ValueError(f"cannot be read as weights: {error}") from error
 
