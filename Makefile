@@ -42,10 +42,11 @@ format: $(STAMP) ## put the code into its format
 bench: $(STAMP) ## every benchmark, one after the other
 	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
-bench-data: $(STAMP) ## the data path beside other loaders; ARGS="--set cityscapes --photos DIR"
+bench-data: $(STAMP) ## the data path beside other loaders; ARGS="--photos DIR" takes real pictures
 	@$(BIN)/python -c "import albumentations" 2>/dev/null \
 		|| $(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[bench]"
 	@$(BIN)/python benchmarks/bench_data.py $(ARGS)
+	@$(BIN)/python benchmarks/bench_reading.py
 
 lock: $(STAMP) ## write requirements.lock from what .venv holds now
 	$(BIN)/python scripts/lock.py requirements.lock
