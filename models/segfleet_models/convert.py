@@ -36,8 +36,6 @@ class Imported:
         stride: Its step, pixels.
         short_side: To which pictures are resized in evaluation; None: their own size.
         dataset: Name of the dataset as the file says it, if it does.
-        class_names: Of the file itself, if it holds them.
-        palette: RGB of the classes, if the file holds them.
         left_out: Keys of the file that an encoder and a decoder have no use for, such as the ImageNet heads.
     """
 
@@ -47,8 +45,6 @@ class Imported:
     stride: int
     short_side: int | None = None
     dataset: str | None = None
-    class_names: tuple[str, ...] | None = None
-    palette: tuple[tuple[int, int, int], ...] | None = None
     left_out: tuple[str, ...] = ()
 
 
