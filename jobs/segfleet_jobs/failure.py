@@ -23,6 +23,10 @@ class NonFiniteLossError(SegfleetError):
 _TRANSPORT = re.compile(
     r"connection|closed by peer|timed? ?out|NCCL|gloo|socket|CUDA error|cuDNN|unreachable|reset by", re.IGNORECASE
 )
+# Ray's words for a lost machine, whichever of its exceptions brings them.
+_LOST_NODE = re.compile(
+    r"NodeDied|node (has |was |is )?(died|dead|marked dead|lost|preempted|terminated)", re.IGNORECASE
+)
 _REPEATABLE = (
     SegfleetError,
     ArithmeticError,
@@ -35,14 +39,15 @@ _REPEATABLE = (
     ValueError,
 )
 # The most telling class wins when several ranks fail: one rank's fault breaks the connections of the others.
-_TELLING = ("nan", "oom", "data", "user", "infra")
+_TELLING = ("nan", "oom", "data", "user", "node", "infra")
 
 
 def classify(error: BaseException) -> tuple[str, str]:
-    """(class, message) of an error: user, data, nan, oom or infra.
+    """(class, message) of an error: user, data, nan, oom, node or infra.
 
-    Only what a new attempt can change counts as infra; an error of the user's model or spec would come again. An error
-    that carries those of several workers (Ray Train's WorkerGroupError) is as telling as the most telling of them.
+    Only what a new attempt can change counts as node or infra; an error of the user's model or spec would come again.
+    An error that carries those of several workers (Ray Train's WorkerGroupError) is as telling as the most telling of
+    them.
     """
     workers = getattr(error, "worker_failures", None)
     if workers:
@@ -60,6 +65,8 @@ def classify(error: BaseException) -> tuple[str, str]:
         return "data", text
     if isinstance(error, _REPEATABLE):
         return "user", text if isinstance(error, SegfleetError) else f"{name}: {text}"
+    if _LOST_NODE.search(f"{name}: {text}"):
+        return "node", f"{name}: {text}"
     if type(error) is RuntimeError and not _TRANSPORT.search(text):
         return "user", f"{name}: {text}"
     return "infra", f"{name}: {text}"

@@ -305,6 +305,8 @@ def _print_outcome(job: dict[str, Any]) -> None:
     result = job["result"] or {}
     if job["state"] == "failed" and job["error"]:
         note(f"{job['id']} failed ({job['error']['class']}): {job['error']['message']}")
+        if "advice" in job["error"]:
+            note(f"the log says {job['error']['cause']}: {job['error']['advice']}")
         note(f"see: segfleet logs {job['id']}; once mended: segfleet retry {job['id']}")
     elif job["state"] == "succeeded":
         miou = f", mIoU {number(result['miou'])}" if "miou" in result else ""

@@ -16,8 +16,9 @@ from typing import Protocol
 from segfleet.cluster.launcher import ClusterUnreachableError, RayJobStatus, SubmissionRefusedError, entrypoint
 from segfleet.errors import LaunchError, QueueUnavailableError, SegfleetError
 from segfleet.queue import fencing, lifecycle, reconcile
+from segfleet.queue.causes import diagnose, log_tail
 from segfleet.queue.leases import LeaseWatch
-from segfleet.queue.logcopy import LogCopies
+from segfleet.queue.logcopy import LogCopies, log_path
 from segfleet.queue.model import Attempt, Job
 from segfleet.queue.planner import Planner
 from segfleet.queue.policy import policy_of
@@ -264,8 +265,9 @@ class Dispatcher:
         return without
 
     def _close(self, attempt: Attempt, abandoned: bool, now: float) -> None:
+        log = log_tail(log_path(self._settings.home.logs, attempt.id)) if attempt.failure is not None else ""
         with self._queue.store.write() as tx:
-            lifecycle.close(tx, attempt, abandoned=abandoned, now=now)
+            lifecycle.close(tx, attempt, abandoned=abandoned, now=now, cause=diagnose(log))
         for kept in (self._stop_pace.last, self._complaint_pace.last, self._codes, self._ended_at):
             kept.pop(attempt.id, None)
         self._logs.forget(attempt.id)

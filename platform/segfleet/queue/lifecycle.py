@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from segfleet.queue import retry
+from segfleet.queue.causes import Cause
 from segfleet.queue.model import Attempt, Document, Job, attempt_id, gang_of, new_job_id
 from segfleet.queue.states import AttemptState, FailureClass, JobState, StopFor, check_transition
 from segfleet.queue.store import Transaction
@@ -295,18 +296,43 @@ def end_cancelled(tx: Transaction, job: Job, attempt: Attempt, *, now: float, de
     return cancel(tx, job, who=SERVICE, now=now, detail=detail)
 
 
-def close(tx: Transaction, attempt: Attempt, *, abandoned: bool, now: float) -> None:
+def close(tx: Transaction, attempt: Attempt, *, abandoned: bool, now: float, cause: Cause | None = None) -> None:
     """Nothing more will come of an ended attempt; a cancel that waited for this is done.
 
     Args:
         abandoned: Its process may still be there.
+        cause: What its log says of its failure.
     """
     tx.change_attempt(attempt.id, {"closed": True})
     job = tx.job(attempt.job_id)
+    if cause is not None and job.error is not None and job.error["attempt"] == attempt.id:
+        job = _explain(tx, job, cause, now)
     if abandoned:
         note(tx, job, now=now, kind="abandoned", who=SERVICE)
     if job.state in (JobState.QUEUED, JobState.PAUSED) and job.cancel_requested:
         cancel(tx, job, who=SERVICE, now=now)
+
+
+def _explain(tx: Transaction, job: Job, cause: Cause, now: float) -> Job:
+    """Say what the job's last failure was; a cause that comes again ends the retries."""
+    known = {"cause": cause.name, "advice": cause.advice}
+    note(tx, job, now=now, kind="explained", who=SERVICE, detail=known)
+    error = {**(job.error or {}), **known}
+    if not cause.comes_again or job.state != JobState.QUEUED or job.cancel_requested:
+        return tx.change_job(job, {"error": error, "updated_at": now})
+    return move(
+        tx,
+        job,
+        JobState.FAILED,
+        now=now,
+        kind="failed",
+        who=SERVICE,
+        detail=error,
+        error=error,
+        finished_at=now,
+        not_before=None,
+        reason=f"{error['message']} ({cause.advice})",
+    )
 
 
 def cancel(tx: Transaction, job: Job, *, who: str, now: float, detail: Document | None = None) -> Job:

@@ -59,7 +59,8 @@ class Job:
         progress: Latest progress document of a heartbeat.
         checkpoint: Pointer to the latest checkpoint, with the `attempt` that set it.
         result: Document of the completion call.
-        error: {"class", "message", "attempt"} of the last failed attempt, also while the job waits for its retry.
+        error: {"class", "message", "attempt"} of the last failed attempt, also while the job waits for its retry; with
+            "cause" and "advice" where its log names a known cause.
         not_before: Back-off after a lost attempt: not started earlier.
         time_limit_s: Over all attempts of a budget; None: unlimited.
         overtaken: Later jobs of its priority that started while it was the first of its project.
@@ -152,7 +153,7 @@ class Event:
 
     Attributes:
         kind: submitted, starting, running, checkpoint, preempting, preempted, retrying, pause_requested, paused,
-            resumed, priority, cancel_requested, retry_requested, succeeded, failed, cancelled, abandoned.
+            resumed, priority, cancel_requested, retry_requested, succeeded, failed, cancelled, abandoned, explained.
         source: State before; None: the event changed no state.
         target: State after; None: the event changed no state.
         who: User, attempt id or `service`.

@@ -9,9 +9,41 @@ from dataclasses import dataclass
 from segfleet.queue.model import Attempt
 from segfleet.queue.states import FailureClass
 
-FIRST_DELAY_S = 2.0
-LONGEST_DELAY_S = 300.0
-OOM_RETRIES = 1
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How often a class of failure is followed by another attempt.
+
+    Attributes:
+        retries: New attempts; None: the job's own `queue.max_retries`.
+        first_delay_s: Pause after the first, doubling with each.
+        longest_delay_s: Bound of the pause.
+        since_progress: Only failures since the job last came further count.
+        advice: What to tell once it is used up.
+    """
+
+    retries: int | None
+    first_delay_s: float
+    longest_delay_s: float
+    since_progress: bool
+    advice: str
+
+    def delay_s(self, failures: int) -> float:
+        """Pause after the `failures`-th failure, from 1."""
+        return min(self.first_delay_s * 2.0 ** min(failures - 1, 20), self.longest_delay_s)
+
+
+# A class without a budget would fail again in the same way.
+BUDGETS: dict[FailureClass, Budget] = {
+    FailureClass.INFRA: Budget(None, 2.0, 300.0, True, "see queue.max_retries"),
+    # Nobody's fault, so no pause for the first; a job that brings its machines or the head down is one all the same.
+    FailureClass.NODE: Budget(10, 1.0, 300.0, True, "does the job bring its machines down?"),
+    FailureClass.RESTART: Budget(20, 0.0, 0.0, True, "does the job bring the cluster's head down?"),
+    FailureClass.OOM: Budget(1, 2.0, 2.0, False, "lower train.global_batch or train.crop"),
+}
+
+
+LONGEST_DELAY_S = max(budget.longest_delay_s for budget in BUDGETS.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +61,7 @@ class Stop:
 
 
 def count(attempts: Iterable[Attempt], checkpoints: Iterable[tuple[int, int]]) -> Counter[FailureClass]:
-    """Failed attempts by class; losses to infrastructure only since the job last came further.
+    """Failed attempts by class; where the budget says so, only since the job last came further.
 
     Args:
         attempts: Those that count against the job's budget.
@@ -43,7 +75,8 @@ def count(attempts: Iterable[Attempt], checkpoints: Iterable[tuple[int, int]]) -
     for attempt in attempts:
         if attempt.failure is not None:
             failure = FailureClass(attempt.failure["class"])
-            counts[failure] += failure != FailureClass.INFRA or attempt.number >= since
+            budget = BUDGETS.get(failure)
+            counts[failure] += budget is None or not budget.since_progress or attempt.number >= since
     return counts
 
 
@@ -55,25 +88,14 @@ def decide(failure: FailureClass, counts: Mapping[FailureClass, int], max_retrie
         counts: Failed attempts by class from `count`, this one included.
         max_retries: New attempts in a row, without a new checkpoint between, allowed after losses to infrastructure.
     """
+    if failure == FailureClass.TIME_LIMIT:
+        return Stop("queue.time_limit is used up")
+    budget = BUDGETS.get(failure)
+    if budget is None:
+        return Stop("not retried: it would fail again in the same way")
     failures = max(counts.get(failure, 0), 1)
-    match failure:
-        case FailureClass.INFRA:
-            if failures > max_retries:
-                return Stop(f"lost {failures} attempts without a new checkpoint, queue.max_retries is {max_retries}")
-            return Retry(back_off_s(failures))
-        case FailureClass.OOM:
-            if failures > OOM_RETRIES:
-                return Stop("out of memory again; lower train.global_batch or train.crop")
-            return Retry(back_off_s(failures))
-        case FailureClass.RESTART:
-            return Retry(0.0)
-        case FailureClass.TIME_LIMIT:
-            return Stop("queue.time_limit is used up")
-        case _:
-            return Stop("not retried: it would fail again in the same way")
-
-
-def back_off_s(losses: int) -> float:
-    """Pause after the `losses`-th loss (from 1): 2 s, doubling up to 300 s."""
-    doublings = min(losses - 1, 20)
-    return float(min(FIRST_DELAY_S * 2**doublings, LONGEST_DELAY_S))
+    allowed = max_retries if budget.retries is None else budget.retries
+    if failures <= allowed:
+        return Retry(budget.delay_s(failures))
+    between = " without a new checkpoint" if budget.since_progress else ""
+    return Stop(f"{failures} failures of class {failure}{between}, {allowed} retries allowed; {budget.advice}")

@@ -52,6 +52,7 @@ class FailureClass(StrEnum):
     NAN = "nan"
     OOM = "oom"
     INFRA = "infra"
+    NODE = "node"
     RESTART = "restart"
     CANCELLED = "cancelled"
     TIME_LIMIT = "time_limit"

@@ -27,6 +27,7 @@ from segfleet_jobs.failure import NonFiniteLossError, classify
         (AssertionError("internal"), "user"),
         (RuntimeError("NCCL communicator was aborted"), "infra"),
         (RuntimeError("Connection closed by peer [127.0.0.1]:1234"), "infra"),
+        (OSError("The actor died because its node has died. Node Id: 3f"), "node"),
     ],
 )
 def test_classes(error: Exception, expected: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from factories import RUNNING
 from segfleet.queue.model import Attempt
-from segfleet.queue.retry import Retry, Stop, back_off_s, count, decide
+from segfleet.queue.retry import BUDGETS, Retry, Stop, count, decide
 from segfleet.queue.states import AttemptState, FailureClass
 
 
@@ -24,6 +24,12 @@ from segfleet.queue.states import AttemptState, FailureClass
         (FailureClass.DATA, 1, 100, None),
         (FailureClass.NAN, 1, 100, None),
         (FailureClass.TIME_LIMIT, 1, 100, None),
+        (FailureClass.NODE, 1, 0, 1.0),
+        (FailureClass.NODE, 10, 0, 300.0),
+        (FailureClass.NODE, 11, 100, None),
+        (FailureClass.RESTART, 1, 0, 0.0),
+        (FailureClass.RESTART, 20, 0, 0.0),
+        (FailureClass.RESTART, 21, 100, None),
     ],
 )
 def test_decision_by_class_and_count(
@@ -39,7 +45,8 @@ def test_classes_have_budgets_of_their_own() -> None:
 
 
 def test_back_off_doubles_from_two_seconds_to_five_minutes() -> None:
-    assert [back_off_s(losses) for losses in (1, 2, 3, 7, 8, 9, 10_000)] == [2, 4, 8, 128, 256, 300, 300]
+    delay_s = BUDGETS[FailureClass.INFRA].delay_s
+    assert [delay_s(losses) for losses in (1, 2, 3, 7, 8, 9, 10_000)] == [2, 4, 8, 128, 256, 300, 300]
 
 
 def attempt(number: int, failure: FailureClass | None) -> Attempt:
@@ -55,8 +62,15 @@ def test_losses_count_from_the_attempt_that_last_came_further() -> None:
     assert count(lost, [(1, 10), (2, 5), (3, 10), (4, 7)])[FailureClass.INFRA] == 4
 
 
-def test_a_checkpoint_excuses_no_other_class_and_restarts_are_a_class_of_their_own() -> None:
-    ends = [FailureClass.OOM, FailureClass.RESTART, FailureClass.INFRA, FailureClass.OOM, None]
-    counts = count([attempt(number, end) for number, end in enumerate(ends, 1)], [(4, 10)])
-    assert counts == {FailureClass.OOM: 2, FailureClass.RESTART: 1, FailureClass.INFRA: 0}
-    assert decide(FailureClass.RESTART, {FailureClass.RESTART: 100}, 0) == Retry(0.0)
+def test_a_checkpoint_excuses_losses_but_no_fault_of_the_job() -> None:
+    ends = [FailureClass.OOM, FailureClass.RESTART, FailureClass.INFRA, FailureClass.NODE, FailureClass.OOM, None]
+    counts = count([attempt(number, end) for number, end in enumerate(ends, 1)], [(5, 10)])
+    assert counts == {FailureClass.OOM: 2, FailureClass.RESTART: 0, FailureClass.INFRA: 0, FailureClass.NODE: 0}
+
+
+def test_a_job_that_brings_the_head_down_each_time_is_stopped_with_a_question() -> None:
+    falls = [attempt(number, FailureClass.RESTART) for number in range(1, 22)]
+    decision = decide(FailureClass.RESTART, count(falls, []), 3)
+    assert isinstance(decision, Stop)
+    assert "bring the cluster's head down?" in decision.reason
+    assert isinstance(decide(FailureClass.RESTART, count(falls, [(2, 10)]), 3), Retry)

@@ -272,7 +272,7 @@ def test_the_retry_budget_runs_out_and_a_persons_retry_renews_it(queue: Queue, c
     clock.advance(10)
     failed = lose(queue, run(queue, job))
     assert failed.state == JobState.FAILED
-    assert "queue.max_retries is 1" in failed.reason
+    assert "1 retries allowed; see queue.max_retries" in failed.reason
     again = queue.retry(job.id, "ann")
     assert (again.state, again.error, again.finished_at, again.not_before) == (JobState.QUEUED, None, None, None)
     assert lose(queue, run(queue, job)).state == JobState.QUEUED

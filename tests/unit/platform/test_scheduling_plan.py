@@ -41,7 +41,7 @@ def test_jobs_start_whole_or_not_at_all() -> None:
 
 def test_the_head_of_the_line_holds_back_what_would_fit() -> None:
     decisions = plan([cpu_job(1, workers=2), cpu_job(2)], TWO, [held(90, gpus=0)], now=0.0)
-    assert decisions == [Wait("job-1", 1, "needs 2 CPUs, 1 of 2 free"), Wait("job-2", 2, "behind job-1")]
+    assert decisions == [Wait("job-1", 1, "needs 2 CPUs, 1 of 2 free"), Wait("job-2", 2, KEPT)]
 
 
 def test_back_off_oversize_and_a_lingering_attempt_hold_back_nobody() -> None:
@@ -75,6 +75,15 @@ def test_nothing_starts_on_a_cluster_out_of_reach() -> None:
         Wait("job-1", 2, "Ray cannot be reached"),
     ]
     assert plan(line, None, [], 0.0)[0] == Wait("job-2", 1, "cluster unreachable")
+
+
+KEPT = "reserved for job-1; a queue.time_limit may let it by"
+
+
+def test_what_would_fit_but_is_kept_says_so_and_what_does_not_fit_is_behind() -> None:
+    line = [cpu_job(1, workers=2), cpu_job(2, time_left_s=5.0), cpu_job(3, workers=2), cpu_job(4)]
+    reasons = [wait.reason for wait in waits(plan(line, TWO, [held(90, gpus=0)], now=0.0))]
+    assert reasons[1:] == ["reserved for job-1", "behind job-1", KEPT]
 
 
 def test_gpus_are_counted_and_named() -> None:

@@ -94,7 +94,7 @@ def backfill(allocation: Allocation, serve: Callable[[Candidate], bool], now: fl
         return None
     is_serving, kept = serve(head), [head]
     reservation = reserve(kept, layout, now)
-    misfits: set[tuple[Gang, bool]] = set()
+    misfits: dict[tuple[Gang, bool], bool] = {}  # and whether there would be room
     for job in allocation.waiting[1:]:
         if shortage := ledger.shortage(job):
             allocation.reasons[job.job_id] = shortage
@@ -108,8 +108,9 @@ def backfill(allocation: Allocation, serve: Callable[[Candidate], bool], now: fl
             places, reservation = found
             allocation.start(job, job.gang.workers, places, now)
             continue
-        misfits.add(kind)
-        allocation.reasons[job.job_id] = f"behind {head.job_id}"
+        if kind not in misfits:
+            misfits[kind] = layout.pool.place(job.gang, job.gang.workers) is not None
+        allocation.reasons[job.job_id] = _behind(head, job, misfits[kind])
         is_serving = is_serving and serve(job)
         if is_serving:
             kept.append(job)
@@ -148,6 +149,13 @@ def _beside(job: Candidate, pool: Pool, kept: Reservation, now: float) -> tuple[
         if places is not None and (left := kept.beside(job.gang, places)) is not None:
             return places, left
     return None
+
+
+def _behind(head: Candidate, job: Candidate, fits: bool) -> str:
+    """Why a job waits that is not the head: there is no room, or what there is is kept."""
+    if not fits:
+        return f"behind {head.job_id}"
+    return f"reserved for {head.job_id}" + ("" if job.time_left_s is not None else "; a queue.time_limit may let it by")
 
 
 def _end(holder: Holding, now: float) -> float | None:
