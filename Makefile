@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 MARKS_UNIT := not integration and not e2e and not gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit check format bench bench-data lock clean
+.PHONY: help setup demo test test-unit check format bench bench-data soak-queue lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ bench-data: $(STAMP) ## the data path beside other loaders; ARGS="--photos DIR" 
 		|| $(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[bench]"
 	@$(BIN)/python benchmarks/bench_data.py $(ARGS)
 	@$(BIN)/python benchmarks/bench_reading.py
+
+soak-queue: $(STAMP) ## 10,000 jobs under 1,000 kills of the service, on SQLite and PostgreSQL; ARGS="--seed N"
+	PYTHONPATH=tests $(BIN)/python tests/soak_queue.py $(ARGS)
+	PYTHONPATH=tests $(BIN)/python scripts/with_postgres.py $(BIN)/python tests/soak_queue.py --database postgres $(ARGS)
 
 lock: $(STAMP) ## write requirements.lock from what .venv holds now
 	$(BIN)/python scripts/lock.py requirements.lock

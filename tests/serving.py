@@ -33,6 +33,7 @@ class FakeRegistry:
 
     files: dict[str, bytes] = field(default_factory=lambda: {"MLmodel": b"flavors: {}\n", "data/w.bin": b"\0" * 5000})
     registered: list[Registration] = field(default_factory=list)
+    figures: dict[tuple[str, str], dict[str, float | None]] = field(default_factory=dict)
 
     def is_up(self) -> bool:
         return True
@@ -55,9 +56,13 @@ class FakeRegistry:
             (folder / "artifacts" / path).write_bytes(content)
         return folder / "artifacts"
 
-    def register(self, wanted: Registration) -> dict[str, str]:
+    def register(self, wanted: Registration) -> dict[str, str | None]:
         self.registered.append(wanted)
         return {"name": wanted.name, "version": "1", "alias": wanted.alias}
+
+    def add_metrics(self, name: str, version: str, metrics: dict[str, float | None]) -> None:
+        self._known(name, version)
+        self.figures.setdefault((name, version), {}).update(metrics)
 
     def _known(self, name: str, ref: str = "1") -> None:
         if name != "seg" or ref not in ("1", "@best"):

@@ -23,6 +23,7 @@ from typing import Any, Self
 
 import httpx
 
+from segfleet.access.calls import AccessCalls
 from segfleet.archive import unpack
 from segfleet.connection import Connection, Document, as_document, path_of
 from segfleet.errors import ModelError, ServiceError, SettingsError
@@ -37,7 +38,7 @@ _LOCATIONS = (("data", "shards"), ("model", "pretrained"), ("raw",), ("out",), (
 _MODEL_REF = re.compile(r"(?P<name>[^@/]+)(?:@(?P<alias>[^@/]+)|/(?P<version>[0-9]+))")
 
 
-class Client:
+class Client(AccessCalls):
     """Talks to one service; usable as a context manager.
 
     Args:
@@ -86,7 +87,7 @@ class Client:
             spec: Plain data or the path of a YAML or JSON file. Relative paths in it are the caller's.
 
         Returns:
-            {"spec": the resolved spec, "needs": {"cpus", "gpus"}}.
+            {"spec": the resolved spec, "needs": {"workers", "cpus", "gpus"}, "forced": paths of the operator's values}.
 
         Raises:
             SpecError: with every problem found.
@@ -217,18 +218,6 @@ class Client:
         """
         return as_document(self._connection.post(path_of("jobs", job_id, "priority"), {"priority": priority}))
 
-    def policies(self) -> list[Document]:
-        """The operator's rules: {"scope": cluster, project or user, "name", "rules"}."""
-        return self._listed("policies", self._connection.get("/policies"))
-
-    def set_policy(self, scope: str, name: str, rules: Mapping[str, Any]) -> Document:
-        """Replace all rules of the cluster, a project or a user; empty rules remove them.
-
-        Raises:
-            SpecError: unknown scope or rule, or a value out of range.
-        """
-        return as_document(self._connection.put(path_of("policies", scope, name), {"rules": dict(rules)}))
-
     def retry(self, job_id: str, *, from_start: bool = False) -> Document:
         """Queue a failed or cancelled job again, from its last checkpoint unless `from_start`.
 
@@ -251,6 +240,47 @@ class Client:
         if "@" in name_ref or "/" in name_ref:
             return as_document(self._connection.get(_version_path(name_ref)))
         return as_document(self._connection.get(path_of("models", name_ref)))
+
+    def register_model(
+        self,
+        name: str,
+        *,
+        run_id: str,
+        model_uri: str,
+        content_digest: str,
+        alias: str | None = None,
+        metrics: Mapping[str, float | None] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> Document:
+        """Make a version of a model that was logged to MLflow by somebody else than a job.
+
+        Args:
+            name: Registered model; made if there is none.
+            run_id: MLflow run that logged it.
+            model_uri: `models:/m-...`, as MLflow named it.
+            content_digest: SHA-256, in hexadecimal, of all that the model consists of; the same content is the same
+                version.
+            alias: Moved to the version; None moves none.
+            metrics: Stay with the version.
+            tags: Stay with the version.
+
+        Returns:
+            {"name", "version", "alias"}.
+
+        Raises:
+            ModelError: MLflow has no such logged model.
+            ModelRefusedError: the run is not the model's, or a tag uses a reserved prefix.
+            ServiceError: a name or another field is malformed.
+        """
+        body = {
+            "run_id": run_id,
+            "model_uri": model_uri,
+            "content_digest": content_digest,
+            "alias": alias,
+            "metrics": dict(metrics or {}),
+            "tags": dict(tags or {}),
+        }
+        return as_document(self._connection.post(path_of("models", name, "versions"), body))
 
     def pull(self, name_ref: str, out: str | Path) -> Path:
         """Fetch the files of a model version into a new folder; an interrupted pull leaves no such folder.

@@ -17,6 +17,8 @@ from segfleet.wire import API, error_from
 
 Document = dict[str, Any]
 
+# The service is being restarted, or asks for less haste; nothing was done.
+_WORTH_ANOTHER_TRY = (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.TOO_MANY_REQUESTS)
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
@@ -140,7 +142,7 @@ class Connection:
                 if not repeatable and not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
                     raise self._unreachable(error) from error
             else:
-                if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                if response.status_code not in _WORTH_ANOTHER_TRY:
                     return _accepted(response)
             if self._clock() + pause_s > deadline:
                 if failure is not None:

@@ -16,6 +16,9 @@
     |   `-- ModelRefusedError       the registry does not take a model
     |-- LaunchError         the cluster refused, or cannot be reached
     |-- ServiceError        the service refused a request, or cannot be reached
+    |-- AccessError         the user's role, projects or jobs do not allow the request
+    |   |-- UnauthorizedError       no valid token
+    |   `-- UnknownTokenError       no token of that id
     `-- SettingsError       home folder, port, token or configuration
 
 An error says what, which value, and what to do. Errors travel between processes, so they are built from positional
@@ -197,6 +200,31 @@ class ServiceError(SegfleetError):
     """The service refused a request or cannot be reached."""
 
     code = "service"
+
+
+class AccessError(SegfleetError):
+    """The user may not do this, or not to this job."""
+
+    code = "access"
+
+
+class UnauthorizedError(AccessError):
+    """A request without a valid token."""
+
+    code = "unauthorized"
+
+
+class UnknownTokenError(AccessError):
+    """No token of that id."""
+
+    code = "unknown_token"
+
+    def __init__(self, token_id: str) -> None:
+        super().__init__(token_id)
+        self.token_id = token_id
+
+    def __str__(self) -> str:
+        return f"there is no token {self.token_id!r}; 'segfleet token list' lists them"
 
 
 class SettingsError(SegfleetError):

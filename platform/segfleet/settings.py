@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from segfleet.data_settings import DataSettings
+from segfleet.door import Door
 from segfleet.errors import SettingsError
 
 DEFAULT_PORT = 8700
@@ -123,6 +124,7 @@ class Settings:
         lease_s: An attempt silent for longer is lost, seconds.
         start_deadline_s: An attempt that has not claimed its job by then is lost, seconds.
         poll_s: Pause between two turns of the dispatcher, seconds.
+        door: Where other machines connect; None: nowhere.
     """
 
     home: Home
@@ -133,6 +135,7 @@ class Settings:
     lease_s: float = 45.0
     start_deadline_s: float = 300.0
     poll_s: float = 0.5
+    door: Door | None = None
 
     @property
     def url(self) -> str:
@@ -162,10 +165,10 @@ class Settings:
         """Settings of a service process, as `segfleet up` or an operator hands them over.
 
         Variables: SEGFLEET_HOME, SEGFLEET_PORT, SEGFLEET_RAY_ADDRESS, SEGFLEET_MLFLOW_URI, SEGFLEET_DATABASE_URL,
-        SEGFLEET_LEASE_S, SEGFLEET_START_DEADLINE_S, SEGFLEET_POLL_S.
+        SEGFLEET_LEASE_S, SEGFLEET_START_DEADLINE_S, SEGFLEET_POLL_S, and those of `Door.of`.
 
         Raises:
-            SettingsError: a number is malformed.
+            SettingsError: a number or an address is malformed, or a door would be unsafe.
         """
         env = os.environ if environment is None else environment
         home = default_home(env)
@@ -178,6 +181,7 @@ class Settings:
             lease_s=_number(env, "SEGFLEET_LEASE_S", 45.0),
             start_deadline_s=_number(env, "SEGFLEET_START_DEADLINE_S", 300.0),
             poll_s=_number(env, "SEGFLEET_POLL_S", 0.5),
+            door=Door.of(env),
         )
 
 
@@ -279,10 +283,14 @@ def read_token(path: Path) -> str:
     return token
 
 
-def ensure_token(path: Path) -> str:
+def ensure_token(path: Path, prefix: str = "") -> str:
     """Read the token file, making it with 256 random bits and mode 0600 if it is not there.
 
     The file appears with its content or not at all: an empty one would be a token that everybody has.
+
+    Args:
+        path: The file.
+        prefix: What a new token begins with, for those who look for lost ones.
 
     Raises:
         SettingsError: as `read_token`.
@@ -292,7 +300,7 @@ def ensure_token(path: Path) -> str:
         descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(secrets.token_urlsafe(32) + "\n")
+                file.write(f"{prefix}{secrets.token_urlsafe(32)}\n")
                 file.flush()
                 os.fsync(file.fileno())
             # Not a rename: of two processes that make the token at once, both must use the first one's.

@@ -3,66 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 
-from segfleet.client import Client
+from processes import client_of, free_port, running, start
 
 pytestmark = pytest.mark.integration
 
 SPEC = {"kind": "prepare", "name": "shapes", "dataset": "synthetic", "out": "/data/shapes"}
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
-def start(home: Path, port: int, **variables: str) -> subprocess.Popen[str]:
-    environment = {
-        **{name: text for name, text in os.environ.items() if not name.startswith("SEGFLEET_")},
-        "SEGFLEET_HOME": str(home),
-        "SEGFLEET_PORT": str(port),
-        "SEGFLEET_RAY_ADDRESS": "http://127.0.0.1:1",
-        "SEGFLEET_MLFLOW_URI": "http://127.0.0.1:1",
-        **variables,
-    }
-    command = [sys.executable, "-m", "segfleet.server"]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-@contextmanager
-def running(home: Path, port: int, **variables: str) -> Iterator[subprocess.Popen[str]]:
-    process = start(home, port, **variables)
-    try:
-        deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=2).is_success:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.1)
-        assert process.poll() is None, process.communicate()
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
-
-
-def client_of(home: Path, port: int) -> Client:
-    return Client(f"http://127.0.0.1:{port}", (home / "token").read_text().strip())
 
 
 def listening_on(port: int) -> list[str]:

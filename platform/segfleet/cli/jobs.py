@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
 from rich.table import Table
-from rich.text import Text
 
 from segfleet.cli.children import options, require, run_module
 from segfleet.cli.follow import follow_job, print_log
-from segfleet.cli.output import ago, clean, duration, note, number, print_json, say, stdout
+from segfleet.cli.job_text import job_cells, plan_of, print_job, print_outcome
+from segfleet.cli.output import ago, note, print_json, say, stdout
 from segfleet.client import Client
 from segfleet.connection import UnreachableError
 from segfleet.errors import SettingsError, SpecError
@@ -31,16 +30,6 @@ SpecFile = Annotated[
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one value of the spec; repeatable.")
 ]
-
-_STATE_STYLES = {
-    "running": "cyan",
-    "starting": "cyan",
-    "succeeded": "green",
-    "failed": "red",
-    "cancelled": "yellow",
-    "preempting": "magenta",
-    "paused": "yellow",
-}
 
 
 def register(app: typer.Typer) -> None:
@@ -59,7 +48,9 @@ def check(spec: SpecFile, changes: Changes = None, as_json: Json = False) -> Non
     try:
         document = _read(spec, changes)
         resolved = to_document(resolve_spec(document, str(spec)))
-        _ask_service(document)
+        if (answer := _ask_service(document)) is not None:
+            resolved = answer["spec"]
+            _tell_forced(answer["forced"])
     except SpecError as error:
         if as_json:
             print_json({"ok": False, "problems": error.as_json()})
@@ -68,7 +59,7 @@ def check(spec: SpecFile, changes: Changes = None, as_json: Json = False) -> Non
         print_json({"ok": True, "spec": resolved})
         return
     sys.stdout.write(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=False))
-    note(f"{spec} is valid: {_plan(resolved)}")
+    note(f"{spec} is valid: {plan_of(resolved)}")
 
 
 def submit(
@@ -91,6 +82,7 @@ def submit(
         if not as_json:
             known = " was submitted before under this key" if job.get("replayed") else " submitted"
             say(f"{job['id']}{known} ({job['name']})")
+            _tell_forced(job["forced"])
         if not follow:
             if as_json:
                 print_json(job)
@@ -102,7 +94,7 @@ def submit(
     if as_json:
         print_json(job)
     else:
-        _print_outcome(job)
+        print_outcome(job)
     raise typer.Exit(0 if job["state"] == "succeeded" else 1)
 
 
@@ -128,7 +120,7 @@ def jobs(
     for column in ("JOB", "NAME", "KIND", "STATE", "STEP", "mIoU", "AGE", "REASON"):
         table.add_column(column, no_wrap=column not in ("NAME", "REASON"), overflow="fold")
     for job in found:
-        table.add_row(*_job_cells(job))
+        table.add_row(*job_cells(job))
     stdout().print(table)
 
 
@@ -143,11 +135,11 @@ def show(job_id: JobId, as_json: Json = False) -> None:
     if as_json:
         print_json({**job, "events": events})
         return
-    _print_job(job)
+    print_job(job)
     for event in events:
         target = f" -> {event['target']}" if event["target"] not in (None, event["kind"]) else ""
         say(f"  {ago(event['at'])} ago: {event['kind']}{target} (by {event['who']})")
-    _print_outcome(job)
+    print_outcome(job)
 
 
 def logs(
@@ -227,14 +219,19 @@ def retry(
 def report(
     job_id: JobId,
     out: Annotated[Path | None, typer.Option(help="Folder for the files (default: report-JOB).")] = None,
+    picture: Annotated[
+        list[Path] | None,
+        typer.Option(help="Show attention on this picture instead of the dataset's; may be repeated."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write tables, curves and pictures of a finished training.
+    """Write a page of figures, curves and pictures of a finished training or evaluation.
 
     Example: segfleet report job-ab2c3d4e --out report
     """
-    require("report", ("matplotlib", "mlflow", "numpy"), "train")
-    raise typer.Exit(run_module("segfleet_jobs.report", [*options(out=out, json=as_json), "--", job_id]))
+    require("report", ("jinja2", "matplotlib", "mlflow", "numpy", "torch"), "train")
+    chosen = [part for path in picture or [] for part in options(picture=path)]
+    raise typer.Exit(run_module("segfleet_jobs.report", [*options(out=out, json=as_json), *chosen, "--", job_id]))
 
 
 def _read(spec: Path, changes: list[str] | None) -> dict[str, Any]:
@@ -246,77 +243,19 @@ def _read(spec: Path, changes: list[str] | None) -> dict[str, Any]:
         raise SettingsError(str(error)) from error
 
 
-def _ask_service(document: dict[str, Any]) -> None:
-    """Let a running service find what only it can know; without one the check stays local."""
+def _ask_service(document: dict[str, Any]) -> dict[str, Any] | None:
+    """What a running service says, which knows the queue's rules; without one the check stays local."""
     try:
         with Client(patience_s=0.0) as client:
-            client.check(document)
+            return client.check(document)
     except (NoServiceError, UnreachableError):
         note("checked without a service: none answers")
+        return None
 
 
-def _plan(spec: dict[str, Any]) -> str:
-    if spec["kind"] != "train":
-        return f"{spec['kind']} {spec['dataset']} into {spec['out']}"
-    train, resources = spec["train"], spec["resources"]
-    workers, gpus, cpus = resources["workers"], resources["gpus_per_worker"], resources["cpus_per_worker"]
-    plural = "s" if workers != 1 else ""
-    return (
-        f"{train['steps']} steps of {train['global_batch']} samples at {train['crop']} pixels in {train['precision']}; "
-        f"{workers} worker{plural} with {cpus} CPU and {gpus} GPU each"
-    )
-
-
-def _job_cells(job: dict[str, Any]) -> list[Text]:
-    progress = job["progress"] or {}
-    step = f"{progress['step']}/{progress['num_steps']}" if "step" in progress else "-"
-    miou = (job["result"] or {}).get("miou", progress.get("miou"))
-    place = f"place {job['place']}{_start(job)}: " if job["place"] else ""
-    cells = [job["id"], job["name"], job["kind"], job["state"], step, number(miou), ago(job["created_at"])]
-    texts = [Text(clean(cell)) for cell in cells]
-    texts[3].stylize(_STATE_STYLES.get(job["state"], ""))
-    reason = "cancelling" if job["cancel_requested"] and not job["finished_at"] else job["reason"]
-    return [*texts, Text(clean(f"{place}{reason}"))]
-
-
-def _print_job(job: dict[str, Any]) -> None:
-    say(f"{job['id']} {job['name']} ({job['kind']}, project {job['project']}, priority {job['priority']})")
-    place = f", place {job['place']}{_start(job)}" if job["place"] else ""
-    say(f"{job['state']}{place}{': ' + job['reason'] if job['reason'] else ''}")
-    if job["started_at"] is not None:
-        end = job["finished_at"]
-        say(f"started {ago(job['started_at'])} ago, " + (f"took {ago(job['started_at'], end)}" if end else "runs"))
-    progress = job["progress"]
-    if progress and "step" in progress:
-        figures = f"loss {number(progress.get('loss'))}, mIoU {number(progress.get('miou'))}"
-        left = "" if job["finished_at"] else f", left {duration(progress.get('eta_s'))}"
-        say(f"step {progress['step']}/{progress['num_steps']}, {figures}{left}")
-    for attempt in job["attempts"]:
-        why = f": {attempt['failure']['message']}" if attempt["failure"] else ""
-        say(f"  {attempt['id']} {attempt['state']}{why}")
-
-
-def _start(job: dict[str, Any]) -> str:
-    """When a waiting job is expected to start, if anybody can tell."""
-    return f" in about {duration(job['starts_at'] - time.time())}" if job["starts_at"] is not None else ""
-
-
-def _print_outcome(job: dict[str, Any]) -> None:
-    result = job["result"] or {}
-    if job["state"] == "failed" and job["error"]:
-        note(f"{job['id']} failed ({job['error']['class']}): {job['error']['message']}")
-        if "advice" in job["error"]:
-            note(f"the log says {job['error']['cause']}: {job['error']['advice']}")
-        note(f"see: segfleet logs {job['id']}; once mended: segfleet retry {job['id']}")
-    elif job["state"] == "succeeded":
-        miou = f", mIoU {number(result['miou'])}" if "miou" in result else ""
-        say(f"{job['id']} succeeded{miou}")
-        model = result.get("model")
-        if model:
-            name = f"{model['name']}@{model['alias']}" if model.get("alias") else f"{model['name']}/{model['version']}"
-            say(f"registered as {model['name']}/{model['version']}; segfleet predict --model {name} IMAGE --out DIR")
-    elif job["state"] == "cancelled":
-        note(f"{job['id']} was cancelled")
+def _tell_forced(paths: list[str]) -> None:
+    if paths:
+        note(f"the operator's values stand in {', '.join(paths)}; see 'segfleet quota show'")
 
 
 def _answer(job: dict[str, Any], as_json: bool, what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import typer
 from segfleet.cli.children import options, require
 from segfleet.cli.output import note, print_json, say
 from segfleet.client import Client
+from segfleet.door import Door
 from segfleet.errors import SegfleetError, SettingsError
 from segfleet.settings import DEFAULT_PORT, Home, child_environment, default_home, service_address
 
@@ -39,18 +41,41 @@ def up(
     home: HomeOption = None,
     port: Port = DEFAULT_PORT,
     detach: Annotated[bool, typer.Option("--detach", help="Return once everything answers.")] = False,
+    listen: Annotated[
+        str | None, typer.Option(metavar="ADDRESS:PORT", help="Serve other machines there too; needs TLS or a proxy.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain for --listen, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    behind_proxy: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="The proxy that encrypts in front of --listen.")
+    ] = None,
+    host_name: Annotated[
+        list[str] | None, typer.Option(help="Name by which others reach --listen; repeatable.")
+    ] = None,
 ) -> None:
     """Start Ray, MLflow and the service on this machine.
 
     They are kept running until Ctrl-C or 'segfleet down'.
 
-    Everything listens on 127.0.0.1 only. Whatever dies is started again; jobs go on from their last checkpoint.
+    Everything listens on 127.0.0.1 only, unless --listen opens a second address of the
+    service. Whatever dies is started again; jobs go on from their last checkpoint.
 
     Example: segfleet up
 
     Example: segfleet up --home /data/segfleet --port 8800 --detach
+
+    Example: segfleet up --listen 0.0.0.0:8443 --tls-cert c.pem --tls-key k.pem --host-name fleet.example.org
     """
     require("up", _NEEDED, "server")
+    _open_door(
+        {
+            "SEGFLEET_LISTEN": listen,
+            "SEGFLEET_TLS_CERT": None if tls_cert is None else str(tls_cert.absolute()),
+            "SEGFLEET_TLS_KEY": None if tls_key is None else str(tls_key.absolute()),
+            "SEGFLEET_PROXY": behind_proxy,
+            "SEGFLEET_HOST_NAMES": ",".join(host_name or ()),
+        }
+    )
     where = _home(home)
     if detach:
         _up_detached(where, port)
@@ -90,6 +115,13 @@ def status(home: HomeOption = None, as_json: Json = False) -> None:
 
 def _home(given: Path | None) -> Home:
     return default_home() if given is None else default_home({"SEGFLEET_HOME": str(given)})
+
+
+def _open_door(given: dict[str, str | None]) -> None:
+    """Hand the door to the service's process, which inherits the environment, and refuse an unsafe one at once."""
+    os.environ.update({name: text for name, text in given.items() if text})
+    if Door.of(os.environ) is None and any(given.values()):
+        raise SettingsError("--tls-cert, --tls-key, --behind-proxy and --host-name belong to --listen ADDRESS:PORT")
 
 
 def _up_here(home: Home, port: int) -> None:

@@ -6,9 +6,10 @@ import sys
 
 import typer
 
-from segfleet.cli import datasets, jobs, local, models, quotas
+from segfleet.cli import access, bench, datasets, jobs, local, models, quotas
 from segfleet.cli.output import fail
 from segfleet.errors import (
+    AccessError,
     IdempotencyConflictError,
     IllegalTransitionError,
     ModelError,
@@ -27,6 +28,7 @@ _WRONG_USE = (
     IllegalTransitionError,
     IdempotencyConflictError,
     QuotaExceededError,
+    AccessError,
 )
 
 app = typer.Typer(
@@ -46,6 +48,9 @@ for _group in (local, datasets, jobs):
     _group.register(app)
 app.add_typer(models.app, name="models")
 app.add_typer(quotas.app, name="quota")
+app.add_typer(access.app, name="token")
+access.register(app)
+app.add_typer(bench.app, name="bench")
 models.register(app)
 
 

@@ -1,4 +1,4 @@
-"""Verbs for registered models: models list, show and pull, and predict."""
+"""Verbs for registered models: models list, show, pull, import and export, and predict."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from segfleet.cli.output import ago, clean, number, print_json, say, stdout
 from segfleet.client import Client
 
 app = typer.Typer(
-    help="The model registry: list, show, pull.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
+    help="The model registry: list, show, pull, import, export.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
 )
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
 Reference = Annotated[str, typer.Argument(metavar="MODEL", help="NAME@ALIAS or NAME/VERSION.")]
@@ -85,10 +88,81 @@ def pull(
         say(f"{model} is in {folder}")
 
 
+@app.command("import")
+def import_(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="checkpoint.pth with variant.yml beside it, or a .pth.")],
+    name: Annotated[str, typer.Option(help="Registered model to make a version of.")],
+    format_: Annotated[str, typer.Option("--format", metavar="reference|mmseg", help="The code it comes from.")],
+    alias: Annotated[str | None, typer.Option(help="Moved to the version.")] = None,
+    classes: Annotated[
+        str | None, typer.Option(metavar="FILE|DATASET", help="Class names, where the checkpoint does not say them.")
+    ] = None,
+    window: Annotated[int | None, typer.Option(min=1, help="Pixels, instead of the checkpoint's own.")] = None,
+    stride: Annotated[int | None, typer.Option(min=1, help="Pixels, instead of the checkpoint's own.")] = None,
+    short_side: Annotated[int | None, typer.Option(min=1, help="Pixels, instead of the checkpoint's own.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Register a released checkpoint of the reference code or of MMSegmentation.
+
+    Example: segfleet models import --format reference seg_tiny_mask/checkpoint.pth --name seg-t-mask --alias released
+
+    Example: segfleet models import --format mmseg segmenter_vit-s_mask.pth --name seg-s-mask --classes ade20k
+    """
+    require("models import", ("torch", "timm", "mlflow", "safetensors"), "train")
+    given = options(
+        format=format_,
+        name=name,
+        alias=alias,
+        classes=classes,
+        window=window,
+        stride=stride,
+        short_side=short_side,
+        json=as_json,
+    )
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    raise typer.Exit(run_module("segfleet_jobs.import_model", [*given, "--", str(path)], quiet))
+
+
+@app.command()
+def export(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="NAME@ALIAS, NAME/VERSION, or the folder of a pulled model.")
+    ],
+    out: Annotated[Path, typer.Option(help="File to write; a JSON beside it says what it holds.")],
+    format_: Annotated[
+        str, typer.Option("--format", metavar="onnx|torch", help="ONNX, or PyTorch's exported program (.pt2).")
+    ] = "onnx",
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Pictures' size in pixels; the model's window if not given.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a model as one file for other programs, checked against the model itself.
+
+    Example: segfleet models export segmenter-camvid@candidate --out camvid.onnx
+
+    Example: segfleet models export segmenter-camvid/3 --format torch --size 512x1024 --out camvid.pt2
+    """
+    require("models export", ("torch", "timm"), "train")
+    given = [*options(format=format_, out=out, size=size, json=as_json), "--", model]
+    raise typer.Exit(run_module("segfleet_jobs.export", given))
+
+
 def predict(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="JPEG or PNG pictures.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE", help="Pictures, folders of pictures, or quoted patterns (** for any depth)."),
+    ],
     model: Annotated[str, typer.Option(help="NAME@ALIAS, NAME/VERSION, or the folder of a pulled model.")],
-    out: Annotated[Path, typer.Option(help="Folder for masks and overlays.")],
+    out: Annotated[Path, typer.Option(help="Folder for masks and overlays; a folder's layout is kept.")],
+    no_overlay: Annotated[bool, typer.Option("--no-overlay", help="Write masks only.")] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Write STEM-probabilities.npy besides: float16 (K, H, W).")
+    ] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave out what this model has done; goes on after an interruption.")
+    ] = False,
+    max_megapixels: Annotated[float | None, typer.Option(help="Refuse larger pictures; 200 if not given.")] = None,
     label_ids: Annotated[
         str | None, typer.Option(help="cityscapes: write labelIds/ for the official evaluator besides.")
     ] = None,
@@ -98,12 +172,23 @@ def predict(
 
     Example: segfleet predict --model segmenter-camvid@candidate street.jpg --out predictions
 
+    Example: segfleet predict --model segmenter-camvid@candidate photos "more/**/*.png" --out predictions
+
     Example: segfleet predict --model cityscapes@best val/*/*.png --out predictions --label-ids cityscapes
     """
-    require("predict", ("torch", "timm", "mlflow", "PIL"), "train")
+    require("predict", ("torch", "timm", "PIL"), "train")
+    given = options(
+        model=model,
+        out=out,
+        no_overlay=no_overlay,
+        probabilities=probabilities,
+        skip_existing=skip_existing,
+        max_megapixels=max_megapixels,
+        label_ids=label_ids,
+        json=as_json,
+    )
     # A picture's name may begin with a dash, so that the names stand behind a double one.
-    given = [*options(model=model, out=out, label_ids=label_ids, json=as_json), "--", *map(str, images)]
-    raise typer.Exit(run_module("segfleet_jobs.predict", given))
+    raise typer.Exit(run_module("segfleet_jobs.predict", [*given, "--", *images]))
 
 
 def _show_versions(model: dict[str, Any]) -> None:

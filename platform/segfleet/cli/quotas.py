@@ -27,13 +27,18 @@ def set_rules(
 ) -> None:
     """Change rules; those that are not named stay.
 
-    project: workers, gpus (guaranteed), max_workers, max_gpus, max_running, max_queued, weight.
+    project: workers, gpus (guaranteed), max_workers, max_gpus, max_running, max_queued, weight, limits.F, forced.F.
     user: max_workers, max_gpus, max_running, max_queued.
-    cluster: preempt_for_priority, preempt_to_reclaim, min_run, grace, half_life, entry_penalty, max_overtaken.
+    cluster: preempt_for_priority, preempt_to_reclaim, min_run, grace, half_life, entry_penalty, max_overtaken,
+    limits.F, forced.F.
+
+    F is a field of specs: limits bound it from above, forced puts a value into every spec.
 
     Example: segfleet quota set project:vision workers=8 max_workers=16 weight=2
 
     Example: segfleet quota set cluster preempt_for_priority=true grace=2m
+
+    Example: segfleet quota set project:vision limits.queue.time_limit=48h forced.queue.max_retries=5
     """
     scope, _, name = whose.partition(":")
     if not name and scope != "cluster":

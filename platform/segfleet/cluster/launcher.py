@@ -20,7 +20,11 @@ from segfleet.queue.model import clean_text
 from segfleet.queue.scheduling.values import Node
 
 # The one table from a job's kind to the module that runs it.
-ENTRY_MODULES = {"train": "segfleet_jobs.train", "prepare": "segfleet_jobs.prepare"}
+ENTRY_MODULES = {
+    "train": "segfleet_jobs.train",
+    "evaluate": "segfleet_jobs.evaluate",
+    "prepare": "segfleet_jobs.prepare",
+}
 # The first submission to a new head has to wait for the head's own agent.
 _TIMEOUT = httpx.Timeout(10.0, connect=2.0)
 _MAX_NODES = 10_000
@@ -90,6 +94,8 @@ class Launcher:
         self._http = httpx.Client(
             base_url=address, headers=headers, timeout=_TIMEOUT, transport=transport, trust_env=False
         )
+        self._is_token_due = token is not None
+        self._closed_session = ""
 
     def close(self) -> None:
         """Close the connections."""
@@ -163,10 +169,16 @@ class Launcher:
     def session(self) -> str:
         """Name of the head's life; another name means that Ray has forgotten every job.
 
+        A head that answers without a token, although there is one for it, counts as not reachable.
+
         Raises:
             LaunchError: Ray failed, or cannot be reached (then ClusterUnreachableError).
         """
-        return str(self._document(self._ask("GET", "/api/version")).get("session_name", ""))
+        name = str(self._document(self._ask("GET", "/api/version")).get("session_name", ""))
+        if self._is_token_due and name != self._closed_session:
+            self._require_closed()
+            self._closed_session = name
+        return name
 
     def nodes(self) -> tuple[Node, ...]:
         """CPUs and GPUs of each node that is alive.
@@ -182,6 +194,20 @@ class Launcher:
         except (KeyError, TypeError) as error:
             raise LaunchError(f"Ray at {self._http.base_url} describes its nodes in an unknown way") from error
         return tuple(Node(int(total.get("CPU", 0)), int(total.get("GPU", 0))) for total in totals)
+
+    def _require_closed(self) -> None:
+        """Refuse a head that asks nobody for a token: whoever reaches it runs code there."""
+        try:
+            request = self._http.build_request("GET", "/api/jobs/")
+            del request.headers["Authorization"]
+            answer = self._http.send(request)
+        except httpx.HTTPError as error:
+            raise ClusterUnreachableError(f"Ray at {self._http.base_url} cannot be reached") from error
+        if answer.status_code not in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            raise ClusterUnreachableError(
+                f"Ray at {self._http.base_url} does not refuse who has no token (HTTP {answer.status_code}); "
+                "start Ray with RAY_AUTH_MODE=token"
+            )
 
     def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
         try:

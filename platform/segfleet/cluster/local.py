@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from segfleet.access.tokens import HOME_PREFIX
 from segfleet.cluster.components import (
     GRACE_S,
     Component,
@@ -172,7 +173,7 @@ class Stack:
             SettingsError: the port is in use, or a part ends or stays silent; names its log.
         """
         begun = time.monotonic()
-        ensure_token(self.home.token)
+        ensure_token(self.home.token, HOME_PREFIX)
         ensure_token(self.home.ray_token)
         old = State.load(self.home)
         if old is not None:

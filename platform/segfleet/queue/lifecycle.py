@@ -208,18 +208,7 @@ def end_preempted(tx: Transaction, job: Job, attempt: Attempt, *, who: str, now:
 def skip(tx: Transaction, job: Job, message: str, now: float) -> Job:
     """What the job was to follow has not ended as it should: it will never start."""
     error = {"class": FailureClass.DEPENDENCY.value, "message": message, "attempt": None}
-    return move(
-        tx,
-        job,
-        JobState.FAILED,
-        now=now,
-        kind="failed",
-        who=SERVICE,
-        detail=error,
-        error=error,
-        finished_at=now,
-        reason=message,
-    )
+    return _fail(tx, job, error, message, who=SERVICE, now=now)
 
 
 def succeed(tx: Transaction, job: Job, attempt: Attempt, result: Document, now: float) -> Job:
@@ -274,7 +263,11 @@ def end_failed(
             stop_for=None,
             reason=f"attempt {attempt.number} was lost: {message}" if lost else message,
         )
-    detail = {**error, "decision": decision.reason}
+    return _fail(tx, job, error, f"{message} ({decision.reason})", who=who, now=now, decision=decision.reason)
+
+
+def _fail(tx: Transaction, job: Job, error: Document, reason: str, *, who: str, now: float, **detail: str) -> Job:
+    """The job has failed for good."""
     return move(
         tx,
         job,
@@ -282,11 +275,12 @@ def end_failed(
         now=now,
         kind="failed",
         who=who,
-        detail=detail,
+        detail={**error, **detail},
         error=error,
         finished_at=now,
+        not_before=None,
         stop_for=None,
-        reason=f"{message} ({decision.reason})",
+        reason=reason,
     )
 
 
@@ -320,19 +314,7 @@ def _explain(tx: Transaction, job: Job, cause: Cause, now: float) -> Job:
     error = {**(job.error or {}), **known}
     if not cause.comes_again or job.state != JobState.QUEUED or job.cancel_requested:
         return tx.change_job(job, {"error": error, "updated_at": now})
-    return move(
-        tx,
-        job,
-        JobState.FAILED,
-        now=now,
-        kind="failed",
-        who=SERVICE,
-        detail=error,
-        error=error,
-        finished_at=now,
-        not_before=None,
-        reason=f"{error['message']} ({cause.advice})",
-    )
+    return _fail(tx, job, error, f"{error['message']} ({cause.advice})", who=SERVICE, now=now)
 
 
 def cancel(tx: Transaction, job: Job, *, who: str, now: float, detail: Document | None = None) -> Job:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from segfleet.errors import Problem, SpecError
+from segfleet.queue.limits import limit_problems, rule_problems, with_forced
 from segfleet.queue.model import Document
 from segfleet.queue.scheduling.shares import HALF_LIFE_S
 from segfleet.queue.scheduling.values import Policy, Quota
-from segfleet.spec.sections import JOB_NAME, Duration, Section, duration_s
+from segfleet.spec.sections import JOB_NAME, Duration, QueueSpec, Section, duration_s
 
 Scope = Literal["cluster", "project", "user"]
 CLUSTER = "cluster"
+DEFAULT_PROJECT = str(QueueSpec.model_fields["project"].default)
 
 _Count = Annotated[int, Field(ge=0, le=1_000_000)]
 
@@ -28,16 +30,30 @@ class UserRules(Section):
     max_queued: _Count | None = Field(None, description="waiting jobs; more are refused at submit")
 
 
-class ProjectRules(UserRules):
-    """Bounds, guarantee and weight of one project."""
+class SpecRules(Section):
+    """What specs may hold, checked at submit; accepted jobs are left alone."""
+
+    limits: dict[str, Any] = Field({}, description="upper bounds of spec fields, nested as in a spec")
+    forced: dict[str, Any] = Field({}, description="values put into every spec, nested as in a spec")
+
+    @model_validator(mode="after")
+    def _of_specs(self) -> Self:
+        problems = rule_problems(self.limits, self.forced)
+        if problems:
+            raise ValueError("; ".join(map(str, problems)))
+        return self
+
+
+class ProjectRules(UserRules, SpecRules):
+    """Bounds, guarantee and weight of one project, and rules for its specs."""
 
     workers: _Count | None = Field(None, description="guaranteed workers; idle ones are lent")
     gpus: _Count | None = Field(None, description="guaranteed GPUs; idle ones are lent")
     weight: Annotated[float, Field(ge=0.01, le=100.0)] = Field(1.0, description="share relative to other projects")
 
 
-class ClusterRules(Section):
-    """How the whole queue is run."""
+class ClusterRules(SpecRules):
+    """How the whole queue is run, and rules for all specs."""
 
     preempt_for_priority: bool = Field(False, description="jobs of higher priority may stop lower ones")
     preempt_to_reclaim: bool = Field(False, description="projects within their guarantee may stop borrowers")
@@ -98,6 +114,36 @@ def policy_of(stored: Iterable[tuple[str, str, Document]]) -> tuple[Policy, floa
     return policy, float(duration_s(cluster.half_life))
 
 
+def force(stored: Iterable[tuple[str, str, Document]], document: Document) -> tuple[Document, tuple[str, ...]]:
+    """A user's document with the values that its project and, above it, the cluster force.
+
+    Returns:
+        The document, and the paths at which it was changed.
+    """
+    queue = document.get("queue")
+    project = queue.get("project", DEFAULT_PROJECT) if isinstance(queue, dict) else DEFAULT_PROJECT
+    changed: tuple[str, ...] = ()
+    for _, rules in _spec_rules(stored, project):
+        document, more = with_forced(document, rules.get("forced", {}))
+        changed += more
+    return document, tuple(dict.fromkeys(changed))
+
+
+def beyond_limits(stored: Iterable[tuple[str, str, Document]], spec: Document) -> list[Problem]:
+    """Where a resolved spec is beyond what its project or the cluster allows."""
+    found: list[Problem] = []
+    for whose, rules in _spec_rules(stored, spec["queue"]["project"]):
+        found += limit_problems(spec, rules.get("limits", {}), whose)
+    return found
+
+
+def _spec_rules(stored: Iterable[tuple[str, str, Document]], project: object) -> list[tuple[str, Document]]:
+    """The project's, then the cluster's: what is applied later wins."""
+    rules = {(scope, name): document for scope, name, document in stored}
+    own = rules.get(("project", project), {}) if isinstance(project, str) else {}
+    return [(f"project {project}", own), ("the cluster", rules.get((CLUSTER, CLUSTER), {}))]
+
+
 def _quota(rule: Section) -> Quota:
-    fields: dict[str, Any] = rule.model_dump(exclude={"weight"})
+    fields: dict[str, Any] = rule.model_dump(exclude={"weight", "limits", "forced"})
     return Quota(**fields)

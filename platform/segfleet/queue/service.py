@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from segfleet.access import audit
 from segfleet.errors import (
     IdempotencyConflictError,
     IllegalTransitionError,
@@ -18,7 +19,7 @@ from segfleet.queue import fencing, lifecycle
 from segfleet.queue.clock import Clock
 from segfleet.queue.desk import AttemptDesk
 from segfleet.queue.model import Attempt, Document, Event, Job, gang_of
-from segfleet.queue.policy import check_rules, policy_of
+from segfleet.queue.policy import beyond_limits, check_rules, force, policy_of
 from segfleet.queue.scheduling.admission import never_fits
 from segfleet.queue.scheduling.values import Gang, Node, Quota, Wait
 from segfleet.queue.states import JobState, StopFor, is_terminal
@@ -55,12 +56,31 @@ class Queue(AttemptDesk):
 
     # What users ask
 
-    def check(self, gang: Gang) -> None:
-        """Refuse a job that the whole cluster could not hold; passes while the cluster's size is not known.
+    def force(self, document: Document) -> tuple[Document, tuple[str, ...]]:
+        """A user's document with the values that the operator forces, and the paths at which it was changed."""
+        with self.store.read() as tx:
+            return force(tx.policies(), document)
+
+    def check(self, spec: Document, owner: str) -> None:
+        """Refuse what `submit` would refuse now, and store nothing.
 
         Raises:
-            SpecError: it needs more than there is.
+            SpecError: the job needs more than the whole cluster has or than the operator allows, or follows a job that
+                is not there.
+            QuotaExceededError: project or user have as many waiting jobs as they may.
         """
+        with self.store.read() as tx:
+            self._check(tx, spec, owner)
+
+    def _check(self, tx: Transaction, spec: Document, owner: str) -> None:
+        if problems := beyond_limits(tx.policies(), spec):
+            raise SpecError(problems)
+        self._check_size(gang_of(spec))
+        _check_parents(tx, spec)
+        _check_quota(tx, spec["queue"]["project"], owner)
+
+    def _check_size(self, gang: Gang) -> None:
+        """Refuse a job that the whole cluster could not hold; passes while the cluster's size is not known."""
         nodes = self.board.nodes
         if nodes is not None and (excess := never_fits(gang, nodes)):
             hint = "lower resources.workers, resources.cpus_per_worker or resources.gpus_per_worker"
@@ -79,8 +99,7 @@ class Queue(AttemptDesk):
 
         Raises:
             IdempotencyConflictError: the key belongs to a job with another spec.
-            SpecError: the job needs more than the whole cluster has, or follows a job that is not there.
-            QuotaExceededError: project or user have as many waiting jobs as they may.
+            SpecError, QuotaExceededError: as for `check`.
         """
         digest = fencing.digest(json.dumps(spec, sort_keys=True))
         try:
@@ -93,13 +112,13 @@ class Queue(AttemptDesk):
         with self.store.write() as tx:
             if key is not None and (known := tx.find_key(owner, key)) is not None:
                 job_id, known_digest = known
+                audit.name_subject(job_id)
                 if known_digest != digest:
                     raise IdempotencyConflictError(key, job_id)
                 return self._seen(tx.job(job_id)), True
-            self.check(gang_of(spec))
-            _check_parents(tx, spec)
-            _check_quota(tx, spec["queue"]["project"], owner)
+            self._check(tx, spec, owner)
             job = lifecycle.create(tx, spec, owner, self.clock())
+            audit.name_subject(job.id)
             if key is not None:
                 tx.insert_key(owner, key, job.id, digest)
             return self._seen(job), False
@@ -189,7 +208,7 @@ class Queue(AttemptDesk):
             return tx.change_job(job, {"stop_for": StopFor.PAUSE, "updated_at": now})
 
     def resume(self, job_id: str, who: str) -> Job:
-        """Put a paused job back into the line, at the place of its age.
+        """Put a paused job back into the line, at the place of its age. One that is back already stays as it is.
 
         Raises:
             UnknownJobError: no such job.
@@ -197,8 +216,11 @@ class Queue(AttemptDesk):
         """
         with self.store.write() as tx:
             job, now = tx.job(job_id), self.clock()
+            if job.state == JobState.QUEUED and not job.cancel_requested:
+                return self._seen(job)
             if job.state != JobState.PAUSED or job.cancel_requested:
-                hint = "it is being cancelled" if job.cancel_requested else "only paused jobs can be resumed"
+                is_going = job.cancel_requested and not is_terminal(job.state)
+                hint = "it is being cancelled" if is_going else "only paused jobs can be resumed"
                 raise IllegalTransitionError(job_id, job.state, "resume", hint)
             moved = lifecycle.move(
                 tx, job, JobState.QUEUED, now=now, kind="resumed", who=who, reason=lifecycle.FRESH, not_before=None
@@ -228,6 +250,8 @@ class Queue(AttemptDesk):
     def retry(self, job_id: str, who: str, *, from_start: bool = False) -> Job:
         """Queue a failed or cancelled job again, with a fresh budget of retries and time.
 
+        Asked again before the job has started, it changes nothing more.
+
         Args:
             job_id: The job.
             who: Who asks.
@@ -239,6 +263,8 @@ class Queue(AttemptDesk):
         """
         with self.store.write() as tx:
             job, now = tx.job(job_id), self.clock()
+            if job.state == JobState.QUEUED and tx.events_of(job_id)[-1].kind == "retry_requested":
+                return self._seen(job)
             if job.state not in (JobState.FAILED, JobState.CANCELLED):
                 hint = "only failed and cancelled jobs can be retried"
                 raise IllegalTransitionError(job_id, job.state, "retry", hint)

@@ -10,6 +10,8 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, Select, delete, func, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from segfleet.access import audit
+from segfleet.access.rows import AccessRows
 from segfleet.errors import QueueUnavailableError, UnknownJobError
 from segfleet.queue.database import WRITE, leadership, migrate, open_engine
 from segfleet.queue.model import Attempt, Dependency, Document, Event, Job
@@ -39,6 +41,7 @@ class Transaction:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self.access = AccessRows(connection)
 
     def insert_job(self, values: Document) -> Job:
         """Add a job; `seq` is the database's."""
@@ -298,11 +301,18 @@ class Store:
     def write(self) -> Iterator[Transaction]:
         """One transaction that holds the right to write from its start, so that what it read stays true.
 
+        It stores the audit entry of the request that it serves, if there is one.
+
         Raises:
             QueueUnavailableError: the database is locked, full or gone; nothing was written.
         """
+        entry = audit.pending()
         with self._transaction(self._engine.execution_options(**{WRITE: True})) as transaction:
             yield transaction
+            if entry is not None:
+                transaction.access.add_audit(entry.row(audit.DONE))
+        if entry is not None:
+            entry.is_stored = True
 
     @contextmanager
     def _transaction(self, engine: Engine) -> Iterator[Transaction]:

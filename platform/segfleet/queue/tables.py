@@ -128,3 +128,45 @@ policies = Table(
     Column("name", String(64), primary_key=True),
     Column("rules", JSON, nullable=False),
 )
+
+users = Table(
+    "users",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("role", String(16), nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+members = Table(
+    "members",
+    metadata,
+    Column("user_name", String(64), ForeignKey("users.name"), primary_key=True),
+    Column("project", String(64), primary_key=True),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("user_name", String(64), ForeignKey("users.name"), nullable=False),
+    Column("secret_hash", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+    Column("last_used_at", Float),
+    Column("revoked_at", Float),
+    Column("made_by", String(64), nullable=False),
+)
+
+# Only ever appended to: triggers refuse everything else.
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("at", Float, nullable=False),
+    Column("who", String(64), nullable=False),
+    Column("token_id", String(16), nullable=False),
+    Column("address", String(64), nullable=False),
+    Column("action", String(128), nullable=False),
+    Column("subject", String(256), nullable=False),
+    Column("outcome", String(16), nullable=False),
+)

@@ -1,15 +1,15 @@
-"""Versions and aliases in MLflow's registry. Only this module writes them, and only for an attempt that is not fenced.
+"""Versions and aliases in MLflow's registry. Only this module writes them, for unfenced attempts and for imports.
 
 A job has at most one version of a model, however often its attempts ask: the version carries the job's id as a tag
 from the moment it exists, and whoever asks again gets the one that is there. When a person has retried the job, that is
-a new generation, with a version of its own.
+a new generation, with a version of its own. An imported model has one version for each content, in the same way.
 """
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from segfleet.errors import ModelError, ModelRefusedError, ServiceError
-from segfleet.registry.registration import Registration
+from segfleet.registry.registration import CONTENT_TAG, GENERATION_TAG, JOB_TAG, Registration
 
-JOB_TAG = "segfleet.job"
-GENERATION_TAG = "segfleet.generation"
+_IDENTITY_TAGS = frozenset({JOB_TAG, GENERATION_TAG, CONTENT_TAG})
 _LOGGED_MODEL = re.compile(r"models:/(?P<id>m-[0-9a-f]{32})")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,62}")
@@ -103,8 +102,8 @@ class Registry:
             raise ModelError(f"model version {name}/{number} has no MLmodel file; were its artifacts deleted?")
         return found
 
-    def register(self, wanted: Registration) -> dict[str, str]:
-        """Make the job's version if it is not there yet, and move the alias to it.
+    def register(self, wanted: Registration) -> dict[str, str | None]:
+        """Make the version if it is not there yet, and move the alias to it.
 
         Returns:
             {"name", "version", "alias"}.
@@ -115,11 +114,23 @@ class Registry:
         tags = _version_tags(wanted)
         with self._registering, self._answering(wanted.model_uri):
             number = self._existing(wanted) or self._create(wanted, tags)
-            self._client.set_registered_model_alias(wanted.name, wanted.alias, number)
+            if wanted.alias is not None:
+                self._client.set_registered_model_alias(wanted.name, wanted.alias, number)
         return {"name": wanted.name, "version": number, "alias": wanted.alias}
 
+    def add_metrics(self, name: str, version: str, metrics: Mapping[str, float | None]) -> None:
+        """Write figures to a version that is there; one of the same name is replaced, null ones are left out.
+
+        Raises:
+            ModelError: no such model or version.
+        """
+        number = self._resolve(name, version).version
+        with self._answering(f"{name}/{version}"):
+            for tag, text in _metric_tags(metrics).items():
+                self._client.set_model_version_tag(name, number, tag, text)
+
     def _existing(self, wanted: Registration) -> str | None:
-        tags = " and ".join(f"tags.`{tag}` = '{text}'" for tag, text in _identity(wanted).items())
+        tags = " and ".join(f"tags.`{tag}` = '{text}'" for tag, text in wanted.identity.items())
         query = f"name = '{wanted.name}' and {tags}"
         return next((str(version.version) for version in _pages(self._client.search_model_versions, query)), None)
 
@@ -168,12 +179,13 @@ def _version_tags(wanted: Registration) -> dict[str, str]:
     for name in wanted.tags:
         if name.startswith("mlflow."):
             raise ModelRefusedError(f"tag {name!r} is reserved; choose a name that begins otherwise")
-    metrics = {f"metric.{name}": repr(value) for name, value in wanted.metrics.items() if value is not None}
-    return {**wanted.tags, **metrics, **_identity(wanted)}
+    # Nobody gives a version the identity of another's.
+    own = {name: text for name, text in wanted.tags.items() if name not in _IDENTITY_TAGS}
+    return {**own, **_metric_tags(wanted.metrics), **wanted.identity}
 
 
-def _identity(wanted: Registration) -> dict[str, str]:
-    return {JOB_TAG: wanted.job_id, GENERATION_TAG: str(wanted.generation)}
+def _metric_tags(metrics: Mapping[str, float | None]) -> dict[str, str]:
+    return {f"metric.{name}": repr(value) for name, value in metrics.items() if value is not None}
 
 
 def _pages(search: Any, query: str | None = None) -> Iterator[Any]:

@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
+from segfleet.access.tokens import HOME_PREFIX
 from segfleet.cluster.launcher import Launcher
 from segfleet.errors import SegfleetError, SettingsError
 from segfleet.queue.clock import steady_clock
@@ -29,6 +31,7 @@ from segfleet.queue.store import Store
 from segfleet.registry.registry import Registry
 from segfleet.server.api import create_app
 from segfleet.server.log import configure
+from segfleet.server.public import opened
 from segfleet.server.services import Services
 from segfleet.settings import Home, Settings, ensure_token, read_token
 
@@ -37,6 +40,14 @@ _DRAIN_S = 4
 _JOIN_S = 2.0
 _EXIT_S = 8.0
 _MAX_CONNECTIONS = 500
+_UVICORN: dict[str, Any] = {
+    "log_config": None,
+    "access_log": False,
+    "server_header": False,
+    "ws": "none",
+    "limit_concurrency": _MAX_CONNECTIONS,
+    "timeout_graceful_shutdown": _DRAIN_S,
+}
 _log = logging.getLogger("segfleet.server")
 
 
@@ -59,7 +70,7 @@ def main() -> int:
 
 
 def _serve(settings: Settings, listener: socket.socket) -> int:
-    token = ensure_token(settings.home.token)
+    token = ensure_token(settings.home.token, HOME_PREFIX)
     ray_token = read_token(settings.home.ray_token) if settings.home.ray_token.exists() else None
     configure([token, ray_token or ""])
     with (
@@ -71,17 +82,10 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         queue = Queue(store, steady_clock(), settings.home.storage)
         dispatching = _Dispatching(Dispatcher(queue, launcher, settings))
         services = Services(settings, queue, Registry(settings.mlflow_uri), dispatching.is_alive)
-        server = _Server(
-            uvicorn.Config(
-                create_app(services, token),
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                ws="none",
-                limit_concurrency=_MAX_CONNECTIONS,
-                timeout_graceful_shutdown=_DRAIN_S,
-            )
-        )
+        door = settings.door
+        app = create_app(services, token, door.names if door else ())
+        # Otherwise whoever is on this machine could write any address into log and audit.
+        server = _Server(uvicorn.Config(app, proxy_headers=False, **_UVICORN))
 
         def end(*_: object) -> None:
             server.should_exit = True
@@ -90,9 +94,10 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         # uvicorn repeats the signal that ended it, once it is done, for whoever handled it before.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, end)
-        dispatching.start()
-        _log.info("listening on %s:%d, process %d", HOST, settings.port, os.getpid())
-        server.run(sockets=[listener])
+        with opened(app, door, **_UVICORN):
+            dispatching.start()
+            _log.info("listening on %s:%d, process %d", HOST, settings.port, os.getpid())
+            server.run(sockets=[listener])
         died = not dispatching.is_alive()
         dispatching.stop()
         _log.info("stopped; jobs on the cluster go on")
@@ -151,7 +156,7 @@ def _only_service(home: Home) -> Iterator[None]:
 
 
 def _listen(port: int) -> socket.socket:
-    """Take the port before anything else is started; loopback only, there is no other choice."""
+    """Take the port before anything else is started; loopback only: other machines come through a `Door`."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

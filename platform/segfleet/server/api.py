@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 
-from segfleet.server import attempt_routes, job_routes, model_routes, policy_routes, problems
+from segfleet.access.desk import Access
+from segfleet.server import access_routes, attempt_routes, job_routes, model_routes, policy_routes, problems
 from segfleet.server.guard import Guard
+from segfleet.server.rights import authorize
 from segfleet.server.services import Services, ServicesArg
 from segfleet.wire import API
 
 _status = APIRouter(tags=["service"])
 
 
-def create_app(services: Services, token: str) -> FastAPI:
+def create_app(services: Services, token: str, names: Collection[str] = ()) -> FastAPI:
     """Build the service's application.
 
     Args:
         services: What the routes work with.
-        token: Bearer token of the service.
+        token: The home folder's token.
+        names: Hosts that the service answers for besides those of the loopback interface.
+
+    Raises:
+        SettingsError: the token is empty.
     """
     app = FastAPI(
         title="segfleet",
@@ -28,12 +35,16 @@ def create_app(services: Services, token: str) -> FastAPI:
         openapi_url=f"{API}/openapi.json",
         docs_url=None,
         redoc_url=None,
+        dependencies=[Depends(authorize)],
+        responses=problems.RESPONSES,
     )
-    app.state.services = services
-    for router in (_status, job_routes.router, attempt_routes.router, model_routes.router, policy_routes.router):
-        app.include_router(router, prefix=API)
+    access = Access(services.queue.store, services.queue.clock, token)
+    app.state.services, app.state.access = services, access
+    for routes in (job_routes, attempt_routes, model_routes, policy_routes, access_routes):
+        app.include_router(routes.router, prefix=API)
+    app.include_router(_status, prefix=API)
     app.add_api_route("/healthz", _healthz)
-    app.add_middleware(Guard, token=token)
+    app.add_middleware(Guard, access=access, names=names)
     problems.install(app)
     return app
 

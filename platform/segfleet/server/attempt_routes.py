@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from segfleet.errors import AttemptFencedError, ModelRefusedError
+from segfleet.errors import AttemptFencedError, ModelRefusedError, UnauthorizedError
 from segfleet.queue.model import ATTEMPT_ID
-from segfleet.registry.registration import Registration
-from segfleet.server.problems import UnauthorizedError
+from segfleet.registry.registration import Registration, of_job
 from segfleet.server.schemas import (
     CheckpointAnswer,
     CheckpointBody,
@@ -16,6 +15,7 @@ from segfleet.server.schemas import (
     CompleteBody,
     DoneAnswer,
     EmptyBody,
+    EvaluatedBody,
     FailBody,
     GrantAnswer,
     HeartbeatBody,
@@ -23,6 +23,7 @@ from segfleet.server.schemas import (
     VersionAnswer,
 )
 from segfleet.server.services import CallerArg, ServicesArg
+from segfleet.spec.reference import split_reference
 
 router = APIRouter(prefix="/attempts/{attempt_id}", tags=["attempts"])
 
@@ -88,14 +89,26 @@ def register(caller: CallerArg, body: RegisterBody, services: ServicesArg) -> Ve
         raise ModelRefusedError(f"the spec of job {job.id} has no 'register' section")
     made = services.registry.register(
         Registration(
-            job_id=job.id,
-            generation=job.budget_from,
             name=target["model"],
             alias=target["alias"],
             run_id=body.run_id,
             model_uri=body.model_uri,
+            identity=of_job(job.id, job.budget_from),
             metrics=body.metrics,
             tags=body.tags,
         )
     )
-    return VersionAnswer(**made)
+    return VersionAnswer.model_validate(made)
+
+
+@router.post("/evaluated")
+def evaluated(caller: CallerArg, body: EvaluatedBody, services: ServicesArg) -> DoneAnswer:
+    """Write an evaluation's figures to the version of the spec's model that was evaluated; again changes nothing."""
+    job = services.queue.authorize(caller.attempt_id, caller.token)
+    if job.kind != "evaluate":
+        raise ModelRefusedError(f"job {job.id} is of kind {job.kind!r}: only evaluate jobs add figures to a version")
+    name, ref = split_reference(job.spec["model"])
+    if not ref.startswith("@") and ref != body.version:
+        raise ModelRefusedError(f"job {job.id} evaluates {job.spec['model']}, not version {body.version}")
+    services.registry.add_metrics(name, body.version, body.metrics)
+    return DoneAnswer()

@@ -1,24 +1,30 @@
-"""What every request must pass before any route sees it: host, origin, token, content type, size.
+"""What every request must pass before any route sees it: host, origin, token, rate, content type, size.
 
-The guard is closed by default: a path that nobody has opened needs the service's token, whether it exists or not.
+The guard is closed by default: a path that nobody has opened needs a user's token, whether it exists or not. What the
+user may do there is for `segfleet.server.rights` to say. Requests that change something leave an entry in the audit
+log.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import nullcontext
 from http import HTTPStatus
 
-from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from segfleet.errors import SettingsError
-from segfleet.server.problems import refusal
+from segfleet.access import audit
+from segfleet.access.desk import Access
+from segfleet.access.roles import Identity
+from segfleet.errors import QueueUnavailableError, UnauthorizedError
+from segfleet.server.limits import FAILURES, REQUESTS, Buckets, Rate
+from segfleet.server.problems import answer, refusal
 from segfleet.wire import API
 
 MAX_BODY_BYTES = 1 << 20
@@ -27,7 +33,9 @@ OPEN_PATHS = frozenset({"/healthz"})
 # Attempts bring credentials of their own, which the routes check.
 ATTEMPTS = f"{API}/attempts/"
 
-_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
+# What changes nothing, though it has a body.
+_UNRECORDED = frozenset({f"{API}/check"})
+_LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 # Whoever has no token can still choose the path.
 _LOGGED_PATH_CHARS = 200
@@ -40,28 +48,30 @@ def bearer_of(headers: Headers) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
-def same_secret(given: str, expected: str) -> bool:
-    """Compare without telling by the time it takes how much was right; nothing given is never right."""
-    digests = (hashlib.sha256(text.encode(errors="surrogateescape")).digest() for text in (given, expected))
-    return hmac.compare_digest(*digests) and bool(given)
-
-
 class Guard:
     """ASGI middleware around the whole application.
 
     Args:
         app: What it guards.
-        token: The service's bearer token.
+        access: Knows the tokens.
+        names: Hosts that are served besides those of the loopback interface.
         body_timeout_s: A body must have arrived by then, seconds.
-
-    Raises:
-        SettingsError: the token is empty, which would open everything to everybody.
+        requests: How often one token may ask.
+        failures: How often one address may ask without a valid token.
     """
 
-    def __init__(self, app: ASGIApp, token: str, body_timeout_s: float = BODY_TIMEOUT_S) -> None:
-        if not token:
-            raise SettingsError("the service's token is empty; remove the home folder's file 'token' and start again")
-        self.app, self._token, self._body_timeout_s = app, token, body_timeout_s
+    def __init__(
+        self,
+        app: ASGIApp,
+        access: Access,
+        names: Collection[str] = (),
+        body_timeout_s: float = BODY_TIMEOUT_S,
+        requests: Rate = REQUESTS,
+        failures: Rate = FAILURES,
+    ) -> None:
+        self.app, self._access, self._body_timeout_s = app, access, body_timeout_s
+        self._hosts = _LOOPBACK_HOSTS | {name.lower() for name in names}
+        self._requests, self._failures = Buckets(requests), Buckets(failures)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse the request, or read its body and hand it on."""
@@ -70,49 +80,87 @@ class Guard:
             return
         sender = _Sender(scope, send)
         headers = Headers(scope=scope)
-        refused = self._refusal(scope, headers)
+        refused = self._refusal_of_host(headers)
+        # Attempts prove themselves to their routes.
+        if refused is None and scope["path"] not in OPEN_PATHS and not scope["path"].startswith(ATTEMPTS):
+            refused = await self._refusal_of_caller(scope, headers)
         if refused is None and scope["method"] in _WITH_BODY:
-            try:
-                async with asyncio.timeout(self._body_timeout_s):
-                    receive = _replay(await _read_body(headers, receive))
-            except _BodyTooLargeError:
-                text = f"a request has at most {MAX_BODY_BYTES} bytes"
-                refused = refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", text)
-            except TimeoutError:
-                refused = refusal(HTTPStatus.REQUEST_TIMEOUT, "timeout", "the body did not arrive in time")
+            refused = _refusal_of_type(headers)
+            if refused is None:
+                body = await self._body(headers, receive)
+                if isinstance(body, bytes):
+                    receive = _replay(body)
+                else:
+                    refused = body
         if refused is not None:
             await refused(scope, receive, sender)
             return
         await self._run(scope, receive, sender)
 
-    def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
-        if not _is_local(headers.get("host", "")):
+    def _refusal_of_host(self, headers: Headers) -> Response | None:
+        if not self._is_ours(headers.get("host", "")):
             return refusal(HTTPStatus.MISDIRECTED_REQUEST, "host", "this host is not served here")
         origin = headers.get("origin")
         # No URL parser: an origin is scheme://host:port and nothing else, and parsers fail on what is not one.
-        if origin is not None and not _is_local(origin.partition("://")[2]):
+        if origin is not None and not self._is_ours(origin.partition("://")[2]):
             return refusal(HTTPStatus.FORBIDDEN, "origin", "requests of foreign web pages are not served")
-        path = scope["path"]
-        guarded_here = path not in OPEN_PATHS and not path.startswith(ATTEMPTS)
-        if guarded_here and not same_secret(bearer_of(headers), self._token):
-            text = "send the service's token as 'Authorization: Bearer'; it is in the home folder's file 'token'"
-            return refusal(HTTPStatus.UNAUTHORIZED, "unauthorized", text)
-        media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        # A form or plain text can be posted by any web page without asking; JSON cannot.
-        if scope["method"] in _WITH_BODY and media_type != "application/json":
-            return refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "media_type", "send application/json")
         return None
 
+    async def _refusal_of_caller(self, scope: Scope, headers: Headers) -> Response | None:
+        try:
+            identity = await run_in_threadpool(self._access.identify, bearer_of(headers))
+        except UnauthorizedError as error:
+            # Counted after the look, so that nobody's failures lock out who shares the address and has a token.
+            return answer(error) if self._failures.take(_address(scope)) else _too_many()
+        except QueueUnavailableError as error:
+            return answer(error)
+        scope.setdefault("state", {})["identity"] = identity
+        return None if self._requests.take(identity.token_id) else _too_many()
+
+    async def _body(self, headers: Headers, receive: Receive) -> bytes | Response:
+        try:
+            async with asyncio.timeout(self._body_timeout_s):
+                return await _read_body(headers, receive)
+        except _BodyTooLargeError:
+            text = f"a request has at most {MAX_BODY_BYTES} bytes"
+            return refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", text)
+        except TimeoutError:
+            return refusal(HTTPStatus.REQUEST_TIMEOUT, "timeout", "the body did not arrive in time")
+
     async def _run(self, scope: Scope, receive: Receive, sender: _Sender) -> None:
+        entry = self._entry(scope)
+        with nullcontext() if entry is None else audit.recording(entry):
+            await self._answer(scope, receive, sender)
+        if entry is not None and not entry.is_stored:
+            outcome = audit.DONE if sender.status < HTTPStatus.BAD_REQUEST else str(sender.status)
+            try:
+                await run_in_threadpool(self._access.record, entry, outcome)
+            except QueueUnavailableError:
+                _log.exception("audit entry lost: %s by %s: %s", entry.action, entry.who, outcome)
+
+    async def _answer(self, scope: Scope, receive: Receive, sender: _Sender) -> None:
         try:
             await self.app(scope, receive, sender)
         except Exception:
             incident = secrets.token_hex(6)
             _log.exception("request failed: %s %s, incident %s", scope["method"], scope["path"], incident)
-            if sender.started:
+            if sender.status:
                 raise
             text = f"the service failed on this request; its log says why at incident {incident}"
             await refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", text)(scope, receive, sender)
+
+    def _entry(self, scope: Scope) -> audit.Entry | None:
+        identity: Identity | None = scope.get("state", {}).get("identity")
+        if identity is None or scope["method"] not in _WITH_BODY or scope["path"] in _UNRECORDED:
+            return None
+        action = f"{scope['method']} {scope['path']}"
+        return audit.Entry(self._access.now(), identity.user, identity.token_id, _address(scope), action, "")
+
+    def _is_ours(self, netloc: str) -> bool:
+        name, colon, port = netloc.rpartition(":")
+        if not colon or netloc.endswith("]"):
+            name, port = netloc, ""
+        return name.lower() in self._hosts and (not port or port.isdecimal())
 
 
 class _BodyTooLargeError(Exception):
@@ -123,11 +171,13 @@ class _Sender:
     """Passes an answer on, adds the headers that all have, and logs refusals."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
-        self._scope, self._send, self.started = scope, send, False
+        self._scope, self._send = scope, send
+        # 0 until the answer begins.
+        self.status = 0
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.started = True
+            self.status = int(message["status"])
             headers = MutableHeaders(scope=message)
             headers["X-Content-Type-Options"] = "nosniff"
             headers["Cache-Control"] = "no-store"
@@ -137,11 +187,21 @@ class _Sender:
         await self._send(message)
 
 
-def _is_local(netloc: str) -> bool:
-    name, colon, port = netloc.rpartition(":")
-    if not colon or netloc.endswith("]"):
-        name, port = netloc, ""
-    return name.lower() in _HOSTS and (not port or port.isdecimal())
+def _refusal_of_type(headers: Headers) -> Response | None:
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    # A form or plain text can be posted by any web page without asking; JSON cannot.
+    if media_type != "application/json":
+        return refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "media_type", "send application/json")
+    return None
+
+
+def _too_many() -> Response:
+    return refusal(HTTPStatus.TOO_MANY_REQUESTS, "too_many", "too many requests; wait a little")
+
+
+def _address(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else "unknown"
 
 
 async def _read_body(headers: Headers, receive: Receive) -> bytes:

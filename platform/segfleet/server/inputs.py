@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from segfleet.errors import Problem, SpecError
-from segfleet.spec.kinds import JobSpec, PrepareSpec, TrainSpec
+from segfleet.errors import ModelError, Problem, ServiceError, SpecError
+from segfleet.spec.kinds import EvaluateSpec, JobSpec, PrepareSpec, TrainSpec
 from segfleet.spec.location import split_location
+from segfleet.spec.reference import split_reference
+
+if TYPE_CHECKING:
+    from segfleet.registry.registry import Registry
 
 _MANIFEST = "manifest.json"
 # Bytes; ten thousand shards make two million.
@@ -25,9 +30,33 @@ def require_inputs(spec: JobSpec) -> None:
     Raises:
         SpecError: with every path at which nothing usable is.
     """
-    problems = _training_problems(spec) if isinstance(spec, TrainSpec) else _preparing_problems(spec)
+    match spec:
+        case TrainSpec():
+            problems = _training_problems(spec)
+        case EvaluateSpec():
+            problems = [] if spec.queue.after else _dataset_problems("data.shards", spec.data.shards)
+        case PrepareSpec():
+            problems = _preparing_problems(spec)
     if problems:
         raise SpecError(problems)
+
+
+def require_model(spec: JobSpec, registry: Registry) -> None:
+    """Refuse to evaluate a model that the registry does not have.
+
+    A registry that does not answer is no reason to refuse, nor is a model that a job to be followed may still make.
+
+    Raises:
+        SpecError: no such model, version or alias.
+    """
+    if not isinstance(spec, EvaluateSpec) or spec.queue.after or not registry.is_up():
+        return
+    try:
+        registry.version(*split_reference(spec.model))
+    except ModelError as error:
+        raise SpecError([Problem("model", str(error))]) from error
+    except ServiceError:
+        return
 
 
 def _training_problems(spec: TrainSpec) -> list[Problem]:

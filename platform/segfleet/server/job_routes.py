@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
 
-from segfleet.errors import Problem, SpecError
+from segfleet.access.roles import Identity, Role
+from segfleet.errors import AccessError, Problem, SpecError
 from segfleet.queue.model import gang_of
 from segfleet.queue.states import JobState, is_terminal
-from segfleet.server.inputs import require_inputs
+from segfleet.server.inputs import require_inputs, require_model
 from segfleet.server.logs import read_logs
+from segfleet.server.rights import IdentityArg
 from segfleet.server.schemas import (
     AttemptAnswer,
     CheckAnswer,
@@ -28,9 +31,11 @@ from segfleet.server.schemas import (
     SubmittedAnswer,
     needs_of,
 )
-from segfleet.server.services import OWNER, JobId, ServicesArg
+from segfleet.server.services import JobId, Services, ServicesArg
 from segfleet.spec.document import MAX_BYTES
 from segfleet.spec.resolve import resolve_spec, to_document
+from segfleet.spec.secrets import secret_problems
+from segfleet.spec.sections import QueueSpec
 from segfleet.wire import IDEMPOTENCY_KEY, LOG_END, NEXT_OFFSET
 
 router = APIRouter(tags=["jobs"])
@@ -41,23 +46,27 @@ IdempotencyKey = Annotated[
 
 
 @router.post("/check")
-def check(body: SpecBody, services: ServicesArg) -> CheckAnswer:
+def check(body: SpecBody, services: ServicesArg, caller: IdentityArg) -> CheckAnswer:
     """Validate a spec, fill in its defaults and ask all that `submit` asks; nothing is stored."""
-    spec = _resolved(body)
-    gang = gang_of(spec)
-    services.queue.check(gang)
-    return CheckAnswer(spec=spec, needs=needs_of(gang))
+    spec, forced = _resolved(body, services, caller)
+    services.queue.check(spec, caller.user)
+    return CheckAnswer(spec=spec, needs=needs_of(gang_of(spec)), forced=list(forced))
 
 
 @router.post("/jobs", status_code=HTTPStatus.CREATED)
 def submit(
-    body: SpecBody, services: ServicesArg, response: Response, idempotency_key: IdempotencyKey = None
+    body: SpecBody,
+    services: ServicesArg,
+    caller: IdentityArg,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
 ) -> SubmittedAnswer:
     """Put a job into the queue: 201, or 200 if the idempotency key was known already."""
-    job, replayed = services.queue.submit(_resolved(body), owner=OWNER, key=idempotency_key)
+    spec, forced = _resolved(body, services, caller)
+    job, replayed = services.queue.submit(spec, owner=caller.user, key=idempotency_key)
     if replayed:
         response.status_code = HTTPStatus.OK
-    return SubmittedAnswer(**JobAnswer.fields_of(job), spec=job.spec, replayed=replayed)
+    return SubmittedAnswer(**JobAnswer.fields_of(job), spec=job.spec, replayed=replayed, forced=list(forced))
 
 
 @router.get("/jobs")
@@ -102,40 +111,60 @@ def logs(job_id: JobId, services: ServicesArg, offset: Annotated[int, Query(ge=0
 
 
 @router.post("/jobs/{job_id}/cancel")
-def cancel(job_id: JobId, _body: EmptyBody, services: ServicesArg) -> JobAnswer:
+def cancel(job_id: JobId, _body: EmptyBody, services: ServicesArg, caller: IdentityArg) -> JobAnswer:
     """Ask for the job's end; it is cancelled once nothing of it runs any more."""
-    return JobAnswer(**JobAnswer.fields_of(services.queue.cancel(job_id, OWNER)))
+    return JobAnswer(**JobAnswer.fields_of(services.queue.cancel(job_id, caller.user)))
 
 
 @router.post("/jobs/{job_id}/pause")
-def pause(job_id: JobId, _body: EmptyBody, services: ServicesArg) -> JobAnswer:
+def pause(job_id: JobId, _body: EmptyBody, services: ServicesArg, caller: IdentityArg) -> JobAnswer:
     """Take the job out of the line; a running one writes a checkpoint first."""
-    return JobAnswer(**JobAnswer.fields_of(services.queue.pause(job_id, OWNER)))
+    return JobAnswer(**JobAnswer.fields_of(services.queue.pause(job_id, caller.user)))
 
 
 @router.post("/jobs/{job_id}/resume")
-def resume(job_id: JobId, _body: EmptyBody, services: ServicesArg) -> JobAnswer:
+def resume(job_id: JobId, _body: EmptyBody, services: ServicesArg, caller: IdentityArg) -> JobAnswer:
     """Put a paused job back into the line."""
-    return JobAnswer(**JobAnswer.fields_of(services.queue.resume(job_id, OWNER)))
+    return JobAnswer(**JobAnswer.fields_of(services.queue.resume(job_id, caller.user)))
 
 
 @router.post("/jobs/{job_id}/priority")
-def priority(job_id: JobId, body: PriorityBody, services: ServicesArg) -> JobAnswer:
+def priority(job_id: JobId, body: PriorityBody, services: ServicesArg, caller: IdentityArg) -> JobAnswer:
     """Change the job's priority."""
-    return JobAnswer(**JobAnswer.fields_of(services.queue.set_priority(job_id, OWNER, body.priority)))
+    return JobAnswer(**JobAnswer.fields_of(services.queue.set_priority(job_id, caller.user, body.priority)))
 
 
 @router.post("/jobs/{job_id}/retry")
-def retry(job_id: JobId, body: RetryBody, services: ServicesArg) -> JobAnswer:
+def retry(job_id: JobId, body: RetryBody, services: ServicesArg, caller: IdentityArg) -> JobAnswer:
     """Queue a failed or cancelled job again."""
-    job = services.queue.retry(job_id, OWNER, from_start=body.from_start)
+    job = services.queue.retry(job_id, caller.user, from_start=body.from_start)
     return JobAnswer(**JobAnswer.fields_of(job))
 
 
-def _resolved(body: SpecBody) -> dict[str, Any]:
+def _resolved(body: SpecBody, services: Services, caller: Identity) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The full spec, and where the operator's values are in it instead of the user's."""
     size = len(json.dumps(body.spec).encode())
     if size > MAX_BYTES:
         raise SpecError([Problem("", f"{size} bytes; a spec has at most {MAX_BYTES}")])
-    spec = resolve_spec(body.spec)
+    # Before anything that could repeat a value.
+    if problems := secret_problems(body.spec):
+        raise SpecError(problems)
+    document, forced = services.queue.force(body.spec)
+    spec = resolve_spec(document)
+    _require_allowed(caller, spec.queue, forced)
     require_inputs(spec)
-    return to_document(spec)
+    require_model(spec, services.registry)
+    return to_document(spec), forced
+
+
+def _require_allowed(caller: Identity, wanted: QueueSpec, forced: Sequence[str]) -> None:
+    if not caller.may_submit_to(wanted.project):
+        known = ", ".join(sorted(caller.projects)) or "none"
+        raise AccessError(
+            f"{caller.user!r} may not submit to project {wanted.project!r} (queue.project), only to: {known}; "
+            "ask an admin for membership"
+        )
+    usual: int = QueueSpec.model_fields["priority"].default
+    is_own_wish = "queue.priority" not in forced
+    if wanted.priority > usual and is_own_wish and not caller.role.covers(Role.OPERATOR):
+        raise AccessError(f"queue.priority {wanted.priority} is above {usual}: an operator can give it to the job")

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
+from segfleet.access.tokens import ANY_TOKEN
+
 _BEARER = re.compile(r"(?i)(bearer\s+)[^\s\"',]+")
 _HIDDEN = "[hidden]"
 
@@ -39,7 +41,7 @@ class JsonFormatter(logging.Formatter):
     def _clean(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, _HIDDEN)
-        return _BEARER.sub(rf"\1{_HIDDEN}", text)
+        return ANY_TOKEN.sub(_HIDDEN, _BEARER.sub(rf"\1{_HIDDEN}", text))
 
 
 def configure(secrets: Iterable[str]) -> None:

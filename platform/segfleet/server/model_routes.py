@@ -1,4 +1,4 @@
-"""Routes of the model registry, for reading; versions are made by attempts alone."""
+"""Routes of the model registry: reading, and versions of models that were brought along (jobs: attempts)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
 from segfleet.archive import pack
+from segfleet.registry.registration import Registration, of_content
+from segfleet.server.schemas import VersionAnswer, VersionBody
 from segfleet.server.services import ServicesArg
+from segfleet.spec.sections import Name
 from segfleet.wire import DIGEST
 
 router = APIRouter(prefix="/models", tags=["models"])
@@ -27,6 +30,23 @@ def list_models(services: ServicesArg) -> dict[str, list[dict[str, Any]]]:
 def show_model(name: str, services: ServicesArg) -> dict[str, Any]:
     """A registered model with its versions."""
     return services.registry.model(name)
+
+
+@router.post("/{name}/versions")
+def add_version(name: Name, body: VersionBody, services: ServicesArg) -> VersionAnswer:
+    """Make a version of a logged model, once for each content, and move the alias to it if one is given."""
+    made = services.registry.register(
+        Registration(
+            name=name,
+            alias=body.alias,
+            run_id=body.run_id,
+            model_uri=body.model_uri,
+            identity=of_content(body.content_digest),
+            metrics=body.metrics,
+            tags=body.tags,
+        )
+    )
+    return VersionAnswer.model_validate(made)
 
 
 @router.get("/{name}/{ref}")

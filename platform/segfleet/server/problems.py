@@ -8,9 +8,11 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from segfleet.errors import (
+    AccessError,
     AttemptFencedError,
     DataError,
     IdempotencyConflictError,
@@ -24,7 +26,9 @@ from segfleet.errors import (
     SegfleetError,
     ServiceError,
     SpecError,
+    UnauthorizedError,
     UnknownJobError,
+    UnknownTokenError,
 )
 from segfleet.wire import PROBLEM_JSON, error_document
 
@@ -41,6 +45,9 @@ _STATUSES: tuple[tuple[type[SegfleetError], HTTPStatus], ...] = (
     (IllegalTransitionError, HTTPStatus.CONFLICT),
     (QuotaExceededError, HTTPStatus.CONFLICT),
     (QueueError, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (UnauthorizedError, HTTPStatus.UNAUTHORIZED),
+    (UnknownTokenError, HTTPStatus.NOT_FOUND),
+    (AccessError, HTTPStatus.FORBIDDEN),
     (LaunchError, HTTPStatus.SERVICE_UNAVAILABLE),
     (ServiceError, HTTPStatus.SERVICE_UNAVAILABLE),
     (SegfleetError, HTTPStatus.INTERNAL_SERVER_ERROR),
@@ -48,16 +55,28 @@ _STATUSES: tuple[tuple[type[SegfleetError], HTTPStatus], ...] = (
 _RETRY_AFTER_S = "2"
 
 
-class UnauthorizedError(SegfleetError):
-    """A request without a valid token."""
+class ProblemAnswer(BaseModel):
+    """A refusal: what, why, and what to do."""
 
-    code = "unauthorized"
+    status: int
+    title: str
+    code: str
+    message: str
+
+
+# Statuses of refusals that any request may meet, for the OpenAPI document.
+_REFUSALS = (400, 401, 403, 404, 405, 408, 409, 413, 415, 421, 422, 429, 500, 503)
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": HTTPStatus(status).phrase,
+        "content": {PROBLEM_JSON: {"schema": ProblemAnswer.model_json_schema()}},
+    }
+    for status in _REFUSALS
+}
 
 
 def status_of(error: SegfleetError) -> HTTPStatus:
     """The status an error is answered with."""
-    if isinstance(error, UnauthorizedError):
-        return HTTPStatus.UNAUTHORIZED
     return next(status for kind, status in _STATUSES if isinstance(error, kind))
 
 
@@ -66,10 +85,15 @@ def problem(status: HTTPStatus, document: dict[str, Any]) -> JSONResponse:
     headers = {}
     if status is HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    if status is HTTPStatus.SERVICE_UNAVAILABLE:
+    if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
         headers["Retry-After"] = _RETRY_AFTER_S
     body = {"status": status.value, "title": status.phrase, **document}
     return JSONResponse(body, status, headers, media_type=PROBLEM_JSON)
+
+
+def answer(error: SegfleetError) -> JSONResponse:
+    """The problem document for an error."""
+    return problem(status_of(error), error_document(error))
 
 
 def refusal(status: HTTPStatus, code: str, message: str) -> JSONResponse:
@@ -86,7 +110,7 @@ def install(app: FastAPI) -> None:
 
 async def _answer_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, SegfleetError)
-    return problem(status_of(error), error_document(error))
+    return answer(error)
 
 
 async def _answer_invalid(_request: Request, error: Exception) -> JSONResponse:

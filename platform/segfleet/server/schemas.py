@@ -10,6 +10,7 @@ from segfleet.queue.desk import Command
 from segfleet.queue.model import Attempt, Event, Job
 from segfleet.queue.scheduling.values import Gang
 from segfleet.queue.states import FailureClass
+from segfleet.spec.sections import Alias
 
 MAX_DEPTH = 32
 
@@ -154,6 +155,24 @@ class RegisterBody(Body):
     tags: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_./ -]{1,100}$")], Text]
 
 
+class EvaluatedBody(Body):
+    """What a model version has reached on a dataset; every name says on which, and how it was measured."""
+
+    version: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
+    metrics: Annotated[
+        dict[Annotated[str, Field(pattern=r"^eval/[A-Za-z0-9_./ -]{1,200}$")], float | None], Field(max_length=100)
+    ]
+
+
+class VersionBody(RegisterBody):
+    """A logged model that was brought along and shall become a version."""
+
+    content_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(
+        description="SHA-256 of weights and configuration; the same content is the same version"
+    )
+    alias: Alias | None = Field(None, description="moved to the version; null: none")
+
+
 class JobAnswer(BaseModel):
     """A job as the service shows it; times are seconds since the epoch."""
 
@@ -222,6 +241,7 @@ class SubmittedAnswer(JobAnswer):
 
     spec: dict[str, Any]
     replayed: bool = Field(description="the idempotency key was known: this is its job")
+    forced: list[str] = Field(description="where the operator's values stand instead of the user's")
 
 
 class JobsAnswer(BaseModel):
@@ -272,6 +292,7 @@ class CheckAnswer(BaseModel):
 
     spec: dict[str, Any]
     needs: dict[str, int]
+    forced: list[str] = Field(description="where the operator's values stand instead of the user's")
 
 
 class GrantAnswer(BaseModel):
@@ -309,4 +330,4 @@ class VersionAnswer(BaseModel):
 
     name: str
     version: str
-    alias: str
+    alias: str | None

@@ -8,19 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Path, Request
 
-from segfleet.errors import UnknownJobError
+from segfleet.errors import UnauthorizedError, UnknownJobError
 from segfleet.queue.model import ATTEMPT_ID, JOB_ID
 from segfleet.queue.service import Queue
 from segfleet.server.guard import bearer_of
-from segfleet.server.problems import UnauthorizedError
 from segfleet.settings import Settings
 
 if TYPE_CHECKING:
     # Importing MLflow takes a second; only the process that makes a registry pays for it.
     from segfleet.registry.registry import Registry
-
-# One token, one user: the one whose home folder it is.
-OWNER = "local"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +49,12 @@ def _services(request: Request) -> Services:
     return services
 
 
-def _job_id(job_id: Annotated[str, Path()]) -> str:
+def valid_job_id(job_id: Annotated[str, Path()]) -> str:
+    """The id, if it can be a job's.
+
+    Raises:
+        UnknownJobError: it cannot.
+    """
     if not JOB_ID.fullmatch(job_id):
         raise UnknownJobError(job_id)
     return job_id
@@ -68,5 +69,5 @@ def _caller(request: Request, attempt_id: Annotated[str, Path()]) -> Caller:
 
 
 ServicesArg = Annotated[Services, Depends(_services)]
-JobId = Annotated[str, Depends(_job_id)]
+JobId = Annotated[str, Depends(valid_job_id)]
 CallerArg = Annotated[Caller, Depends(_caller)]

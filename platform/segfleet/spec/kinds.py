@@ -10,9 +10,11 @@ from segfleet.errors import Problem
 from segfleet.spec.sections import (
     AugmentSpec,
     DataSpec,
+    EvalDataSpec,
     EvalSpec,
     LocalPath,
     LoopSpec,
+    LossSpec,
     ModelSpec,
     Name,
     OptimSpec,
@@ -40,6 +42,7 @@ class TrainSpec(Section):
     data: DataSpec
     model: ModelSpec
     optim: OptimSpec
+    loss: LossSpec
     augment: AugmentSpec
     train: LoopSpec
     eval: EvalSpec
@@ -68,11 +71,47 @@ class TrainSpec(Section):
                 )
             )
         for path, pixels in (("train.crop", self.train.crop), ("eval.window", self.eval.window)):
-            if pixels < self.model.patch_size:
+            if self.model.patch_size is not None and pixels < self.model.patch_size:
                 found.append(Problem(path, f"{pixels} is smaller than one patch of {self.model.patch_size} pixels"))
+        if self.model.arch in ("deeplabv3plus", "upernet") and batch < 2 * workers:
+            found.append(
+                Problem(
+                    "train.global_batch",
+                    f"{batch} samples for {workers} workers, and batch normalisation needs two a worker",
+                    f"use at least {2 * workers}",
+                )
+            )
+        if self.train.checkpoint_activations and self.model.patch_size is None:
+            found.append(
+                Problem(
+                    "train.checkpoint_activations", f"arch {self.model.arch!r} cannot", "only plain ViT encoders can"
+                )
+            )
         if self.train.precision == "fp16" and self.resources.gpus_per_worker == 0:
             found.append(Problem("train.precision", "fp16 needs a GPU", "use bf16 or fp32 on the CPU"))
         return found
+
+
+class EvaluateSpec(Section):
+    """Score a registered model on a prepared dataset."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    name: Name
+    model: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}(@[a-z][a-z0-9_-]{0,62}|/[1-9][0-9]{0,8})$")] = (
+        Field(description="registered model, NAME@ALIAS or NAME/VERSION")
+    )
+    data: EvalDataSpec
+    eval: EvalSpec | None = Field(None, description="windows, scales and flip; null: as the model was validated")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="fp16 needs a GPU")
+    worst: Annotated[int, Field(ge=0, le=64)] = Field(8, description="pictures on the sheet of the worst ones")
+    resources: ResourceSpec
+    queue: QueueSpec
+
+    def problems(self) -> list[Problem]:
+        """What no single field can see."""
+        if self.precision == "fp16" and self.resources.gpus_per_worker == 0:
+            return [Problem("precision", "fp16 needs a GPU", "use bf16 or fp32 on the CPU")]
+        return []
 
 
 class PrepareSpec(Section):
@@ -113,5 +152,9 @@ class PrepareSpec(Section):
         return []
 
 
-JobSpec = TrainSpec | PrepareSpec
-KINDS: dict[str, type[TrainSpec] | type[PrepareSpec]] = {"train": TrainSpec, "prepare": PrepareSpec}
+JobSpec = TrainSpec | EvaluateSpec | PrepareSpec
+KINDS: dict[str, type[TrainSpec] | type[EvaluateSpec] | type[PrepareSpec]] = {
+    "train": TrainSpec,
+    "evaluate": EvaluateSpec,
+    "prepare": PrepareSpec,
+}

@@ -14,6 +14,7 @@ Defaults = dict[str, Any]
 _COMMON: Defaults = {
     "model": {"variant": "seg-s-mask/16"},
     "optim": {},
+    "loss": {},
     "augment": {},
     "train": {},
     "eval": {},
@@ -52,7 +53,14 @@ RECIPES: dict[str, Defaults] = {
     },
 }
 
-KIND_DEFAULTS: dict[str, Defaults] = {"train": _COMMON, "prepare": {"queue": {}}}
+KIND_DEFAULTS: dict[str, Defaults] = {
+    "train": _COMMON,
+    "evaluate": {"resources": {}, "queue": {}},
+    "prepare": {"queue": {}},
+}
+# Dropout of a decoder that is not told otherwise: the reference code's, and for the baselines MMSegmentation's.
+DECODER_DROPOUT = {"mask": 0.1, "linear": 0.0, "naive": 0.0, "pup": 0.0, "mla": 0.0}
+BASELINE_DROPOUT = 0.1
 
 _BACKBONES = {"ti": "tiny", "s": "small", "b": "base", "l": "large"}
 # Patch sizes that have pretrained weights of their own; any other starts from the /16 weights, resampled by timm.
@@ -65,7 +73,25 @@ _OWN_WEIGHTS = {
     ("l", 14): "vit_large_patch14_dinov2",
 }
 _VARIANT = re.compile(r"seg-(?:(?P<size>ti|s|b|l)|(?P<deit>b-deit))(?P<mask>-mask)?/(?P<patch>8|14|16|32)")
-VARIANT_HELP = "write seg-{ti,s,b,l}[-mask]/{8,14,16,32} or seg-b-deit[-mask]/16"
+_SETR = re.compile(r"setr-(?P<size>ti|s|b|l)-(?P<decoder>naive|pup|mla)/(?P<patch>16)")
+# The systems the paper is compared with: system, then encoder.
+_BASELINES = {
+    **{
+        f"{arch}-{short}": {"arch": arch, "backbone": backbone}
+        for arch in ("deeplabv3plus", "fcn", "unet")
+        for short, backbone in {"r18": "resnet18", "r50": "resnet50", "r101": "resnet101"}.items()
+    },
+    "deeplabv3plus-s101": {"arch": "deeplabv3plus", "backbone": "resnest101e"},
+    "deeplabv3plus-s200": {"arch": "deeplabv3plus", "backbone": "resnest200e"},
+    "upernet-swin-t": {"arch": "upernet", "backbone": "swin_tiny_patch4_window7_224"},
+    "upernet-swin-s": {"arch": "upernet", "backbone": "swin_small_patch4_window7_224"},
+    "upernet-swin-b": {"arch": "upernet", "backbone": "swin_base_patch4_window12_384"},
+    "upernet-swin-l": {"arch": "upernet", "backbone": "swin_large_patch4_window12_384"},
+}
+VARIANT_HELP = (
+    "write seg-{ti,s,b,l}[-mask]/{8,14,16,32}, seg-b-deit[-mask]/16, setr-{ti,s,b,l}-{naive,pup,mla}/16, "
+    "{deeplabv3plus,fcn,unet}-{r18,r50,r101}, deeplabv3plus-{s101,s200} or upernet-swin-{t,s,b,l}"
+)
 
 
 def variant_fields(variant: str) -> Defaults:
@@ -74,6 +100,11 @@ def variant_fields(variant: str) -> Defaults:
     Raises:
         ValueError: no such variant.
     """
+    if variant in _BASELINES:
+        return dict(_BASELINES[variant])
+    if setr := _SETR.fullmatch(variant):
+        backbone = f"vit_{_BACKBONES[setr['size']]}_patch16_384"
+        return {"arch": "setr", "backbone": backbone, "patch_size": 16, "decoder": setr["decoder"]}
     match = _VARIANT.fullmatch(variant)
     if match is None or (match["deit"] and match["patch"] != "16") or (match["size"], match["patch"]) == ("ti", "14"):
         raise ValueError(f"{variant!r} is not a variant; {VARIANT_HELP}")

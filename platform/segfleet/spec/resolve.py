@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from segfleet.errors import Problem, SpecError
 from segfleet.spec.kinds import KINDS, JobSpec
-from segfleet.spec.recipes import KIND_DEFAULTS, RECIPES, variant_fields
+from segfleet.spec.recipes import BASELINE_DROPOUT, DECODER_DROPOUT, KIND_DEFAULTS, RECIPES, Defaults, variant_fields
 
 
 def resolve_spec(document: Mapping[str, Any], source: str = "spec") -> JobSpec:
@@ -56,20 +56,26 @@ def _fill_training(document: Mapping[str, Any], problems: list[Problem]) -> dict
     if isinstance(recipe, str):
         filled = _merge(filled, RECIPES.get(recipe, RECIPES["none"]))
     filled = _merge(filled, document)
-    written = document.get("model", {})
-    model = filled["model"]
+    written, model = document.get("model", {}), filled["model"]
     if isinstance(model, dict) and isinstance(written, dict):
-        own_fields = {"backbone", "patch_size", "decoder"} <= written.keys()
-        if own_fields and "variant" not in written:
-            model = {key: value for key, value in model.items() if key != "variant"}
-        elif isinstance(model.get("variant"), str):
-            try:
-                model = {**variant_fields(model["variant"]), **model}
-            except ValueError as error:
-                problems.append(Problem("model.variant", str(error)))
-                model = {**variant_fields("seg-s-mask/16"), **model}
-        filled["model"] = model
+        filled["model"] = _fill_model(model, written, problems)
     return filled
+
+
+def _fill_model(model: Defaults, written: Mapping[str, Any], problems: list[Problem]) -> Defaults:
+    """The fields a variant stands for, and the decoder's own dropout; a default variant gives way to own fields."""
+    own_fields = {"backbone", "patch_size", "decoder"} <= written.keys() or {"backbone", "arch"} <= written.keys()
+    if own_fields and "variant" not in written:
+        model = {key: value for key, value in model.items() if key != "variant"}
+    elif isinstance(model.get("variant"), str):
+        try:
+            model = {**variant_fields(model["variant"]), **model}
+        except ValueError as error:
+            problems.append(Problem("model.variant", str(error)))
+            model = {**variant_fields("seg-s-mask/16"), **model}
+    decoder = model.get("decoder")
+    dropout = DECODER_DROPOUT.get(decoder, 0.0) if isinstance(decoder, str) else BASELINE_DROPOUT
+    return {"decoder_dropout": dropout, **model}
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

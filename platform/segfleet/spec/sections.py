@@ -50,6 +50,7 @@ def _check_location(*schemes: str) -> Callable[[str], str]:
 
 
 Name = Annotated[str, AfterValidator(_check_name)]
+Alias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 Duration = Annotated[str, AfterValidator(_check_duration)]
 JobReference = Annotated[str, Field(pattern=r"^job-[a-z2-7]{8}(:(ok|failed|any))?$")]
 # On this file system; to write shards to; to read shards from.
@@ -101,15 +102,32 @@ class DataSpec(Section):
         return MixSpec(shards=self.shards, split=self.train, weight=self.weight), *self.mix
 
 
+Arch = Literal["segmenter", "setr", "deeplabv3plus", "fcn", "unet", "upernet"]
+# The decoders each architecture has; None: only its own.
+DECODERS: dict[str, tuple[str | None, ...]] = {
+    "segmenter": ("mask", "linear"),
+    "setr": ("naive", "pup", "mla"),
+    "deeplabv3plus": (None,),
+    "fcn": (None,),
+    "unet": (None,),
+    "upernet": (None,),
+}
+
+
 class ModelSpec(Section):
-    """Segmenter: a plain ViT encoder and a linear or mask-transformer decoder."""
+    """Segmenter (a plain ViT with a linear or mask-transformer decoder), or a system the paper compares it with."""
 
     variant: str | None = Field(None, description="shorthand such as seg-s-mask/16; the other fields win over it")
+    arch: Arch = Field("segmenter", description="segmenter, or a baseline to compare it with")
     backbone: Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)?$", max_length=100)] = Field(
-        description="a plain ViT by its timm name"
+        description="timm name: a plain ViT for segmenter and setr, any other network of feature maps for the rest"
     )
-    patch_size: Annotated[int, Field(ge=4, le=64)] = Field(description="side of a patch, pixels")
-    decoder: Literal["mask", "linear"] = Field(description="mask transformer or one linear layer")
+    patch_size: Annotated[int, Field(ge=4, le=64)] | None = Field(
+        None, description="side of a patch, pixels; segmenter and setr only"
+    )
+    decoder: Literal["mask", "linear", "naive", "pup", "mla"] | None = Field(
+        None, description="segmenter: mask transformer or one linear layer; setr: naive, pup or mla"
+    )
     decoder_layers: Annotated[int, Field(ge=1, le=12)] = Field(2, description="blocks of the mask transformer")
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.1, description="stochastic depth of the encoder's last block; rises linearly from 0"
@@ -117,9 +135,31 @@ class ModelSpec(Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="dropout in the encoder")
     decoder_drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="the same for the decoder")
     decoder_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.1, description="dropout in the mask transformer (the reference code's value; the paper says none)"
+        0.0,
+        description="dropout in the mask transformer (its default: 0.1, the reference code's; the paper says none), "
+        "or before the last layer of other decoders",
+    )
+    decoder_norm: Literal["none", "batch"] = Field(
+        "none", description="before a linear decoder; batch is DINOv3's recipe for frozen encoders"
     )
     pretrained: bool | LocalPath = Field(True, description="true: timm's hub, false: random, or a weights file")
+
+    @model_validator(mode="after")
+    def _of_one_architecture(self) -> Self:
+        allowed = DECODERS[self.arch]
+        if self.decoder not in allowed:
+            choices = "leave it out" if allowed == (None,) else f"use {' or '.join(map(str, allowed))}"
+            raise ValueError(f"arch {self.arch!r} has no decoder {self.decoder!r}; {choices}")
+        if (self.patch_size is None) != (allowed == (None,)):
+            advice = "leave it out" if self.patch_size else "give it"
+            raise ValueError(f"patch_size is {self.patch_size}, and arch {self.arch!r} says otherwise; {advice}")
+        if self.patch_size is None and (self.dropout or self.decoder_drop_path):
+            raise ValueError(
+                f"dropout and decoder_drop_path are for plain ViTs, not arch {self.arch!r}; leave them out"
+            )
+        if self.decoder_norm != "none" and self.decoder != "linear":
+            raise ValueError(f"decoder_norm {self.decoder_norm!r} is for the linear decoder; leave it out")
+        return self
 
 
 class OptimSpec(Section):
@@ -132,12 +172,15 @@ class OptimSpec(Section):
     weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         0.0, description="never applied to biases, norms, position or class embeddings"
     )
-    schedule: Literal["poly", "constant"] = "poly"
+    schedule: Literal["poly", "cosine", "constant"] = "poly"
     power: Annotated[float, Field(gt=0.0, le=10.0)] = Field(0.9, description="of the poly schedule")
-    min_lr: Annotated[float, Field(ge=0.0, le=1.0)] = Field(1e-5, description="where the poly schedule ends")
+    min_lr: Annotated[float, Field(ge=0.0, le=1.0)] = Field(1e-5, description="where poly and cosine end")
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = Field(0, description="linear rise from 0")
     encoder_lr_scale: Annotated[float, Field(ge=0.0, le=10.0)] = Field(
         1.0, description="the encoder's learning rate as a share of lr; 0 freezes the encoder"
+    )
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="learning rate of an encoder block as a share of the next one's (BEiT's layer-wise decay)"
     )
     clip_grad_norm: Annotated[float, Field(gt=0.0, le=1e6)] | None = Field(
         None, description="upper bound of the gradient's norm over all parameters; null: none"
@@ -145,9 +188,20 @@ class OptimSpec(Section):
 
     @model_validator(mode="after")
     def _floor_below_start(self) -> Self:
-        if self.schedule == "poly" and self.min_lr > self.lr:
+        if self.schedule != "constant" and self.min_lr > self.lr:
             raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}; lower min_lr")
         return self
+
+
+class LossSpec(Section):
+    """Cross-entropy at pixel level, the mean over the valid pixels of the global batch."""
+
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="share of the target spread over all classes"
+    )
+    class_weights: (
+        Annotated[tuple[Annotated[float, Field(ge=0.0, le=1e4)], ...], Field(min_length=2, max_length=10_000)] | None
+    ) = Field(None, description="one factor a class; the mean is then over the weights of the valid pixels")
 
 
 class AugmentSpec(Section):
@@ -185,6 +239,14 @@ class LoopSpec(Section):
     )
     crop: Pixels = Field(description="side of the training crop, pixels; padded to the patch size by the model")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="fp16 needs a GPU")
+    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+        None, description="decay of an exponential mean of the weights, which is validated and registered; null: none"
+    )
+    compile: bool = Field(False, description="torch.compile; the first steps take minutes")
+    checkpoint_activations: bool = Field(
+        False, description="recompute the encoder's blocks in the backward pass: less memory, more time"
+    )
+    channels_last: bool = Field(False, description="memory format; faster for convolutional networks on GPUs")
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(0, description="of weights, sample order and augmentation")
     validate_every: Steps = Field(1000, description="steps between validations; the last step always validates")
     checkpoint_every: Steps = Field(1000, description="steps between checkpoints; validations checkpoint too")
@@ -217,6 +279,13 @@ class EvalSpec(Section):
         return self
 
 
+class EvalDataSpec(Section):
+    """What a model is evaluated on."""
+
+    shards: ReadLocation = Field(description="folder of a prepared dataset of the model's classes")
+    split: Name = Field("val", description="split to evaluate on")
+
+
 class ResourceSpec(Section):
     """What one attempt needs; a job starts with all of it or not at all."""
 
@@ -244,6 +313,4 @@ class RegisterSpec(Section):
     """Where the best model goes in the registry."""
 
     model: Name
-    alias: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")] = Field(
-        "candidate", description="moved to the new version"
-    )
+    alias: Alias = Field("candidate", description="moved to the new version")

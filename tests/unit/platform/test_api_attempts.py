@@ -104,7 +104,7 @@ def test_registration_takes_name_and_alias_from_the_spec(service: Any) -> None:
     answer = post(service, attempt_id, "register", REGISTER, bearer)
     assert answer.json() == {"name": "seg", "version": "1", "alias": "best"}
     (wanted,) = service.registry.registered
-    assert (wanted.job_id, wanted.name, wanted.alias) == (job_id, "seg", "best")
+    assert (wanted.identity["segfleet.job"], wanted.name, wanted.alias) == (job_id, "seg", "best")
     assert wanted.metrics == {"miou": 0.5, "x": None}
 
 
@@ -118,7 +118,7 @@ def test_a_person_s_retry_makes_a_new_generation_and_a_lost_attempt_does_not(ser
         attempt_id = service.start(job_id)
         bearer = {"Authorization": f"Bearer {service.claim(attempt_id).json()['token']}"}
         assert post(service, attempt_id, "register", REGISTER, bearer).status_code == 200
-    first, second, retried = (wanted.generation for wanted in service.registry.registered)
+    first, second, retried = (int(wanted.identity["segfleet.generation"]) for wanted in service.registry.registered)
     assert first == second < retried
 
 

@@ -6,20 +6,27 @@ import asyncio
 import json
 import logging
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
+from segfleet.access.desk import Access
+from segfleet.access.tokens import same_secret
 from segfleet.errors import SettingsError
 from segfleet.server.api import create_app
-from segfleet.server.guard import MAX_BODY_BYTES, Guard, same_secret
+from segfleet.server.guard import MAX_BODY_BYTES, Guard
+from segfleet.server.limits import Rate
+from serving import API_TOKEN, URL
 
 OPEN = {"/healthz"}
 
 
 def routes() -> list[tuple[str, str]]:
     # The table needs no services: they are only touched by requests.
-    app = create_app(None, "unused")  # type: ignore[arg-type]
+    nothing: Any = SimpleNamespace(queue=SimpleNamespace(store=None, clock=None))
+    app = create_app(nothing, "unused")
     paths = [
         (method, route.path)
         for route in _flat(app.routes)
@@ -61,6 +68,7 @@ def statuses(service: Any, table: list[Route], headers: dict[str, Any], **more: 
 
 def filled(path: str) -> str:
     values = {"job_id": "job-aaaaaaaa", "attempt_id": "job-aaaaaaaa-a1", "name": "seg", "ref": "1", "scope": "project"}
+    values["token_id"] = "0123456789ab"
     return re.sub(r"{(\w+)}", lambda match: values[match[1]], path)
 
 
@@ -75,7 +83,7 @@ def test_every_route_refuses_a_missing_or_wrong_token(service: Any, authorizatio
 
 def test_no_guard_stands_without_a_token(service: Any) -> None:
     with pytest.raises(SettingsError, match="token is empty"):
-        Guard(service.http.app, "")
+        Access(service.queue.store, service.queue.clock, "")
     assert not same_secret("", "")
 
 
@@ -153,7 +161,8 @@ def test_a_body_that_never_comes_is_refused(service: Any) -> None:
 
     headers = [(b"host", b"localhost"), (b"authorization", b"Bearer t"), (b"content-type", b"application/json")]
     scope = {"type": "http", "method": "POST", "path": "/api/v1/jobs", "headers": headers}
-    asyncio.run(Guard(service.http.app, "t", body_timeout_s=0.01)(scope, never, send))
+    access = Access(service.queue.store, service.queue.clock, "t")
+    asyncio.run(Guard(service.http.app, access, body_timeout_s=0.01)(scope, never, send))
     assert sent[0]["status"] == 408
 
 
@@ -221,3 +230,30 @@ def test_the_openapi_document_lists_every_route(service: Any) -> None:
     listed = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     assert {route for route in GUARDED if not route[1].endswith("openapi.json")} <= listed
     json.dumps(document)
+
+
+def guarded(service: Any, **options: Any) -> TestClient:
+    access = Access(service.queue.store, service.queue.clock, API_TOKEN)
+    return TestClient(Guard(service.http.app, access, **options), base_url=URL)
+
+
+def test_names_that_the_operator_gave_are_served(service: Any) -> None:
+    app = create_app(service.http.app.state.services, API_TOKEN, ["fleet.example", "[2001:db8::1]"])
+    http = TestClient(app, base_url=URL)
+    for host in ("fleet.example", "Fleet.Example:8443", "[2001:db8::1]:443", "localhost"):
+        assert http.get("/healthz", headers={"Host": host}).status_code == 200
+    assert http.get("/healthz", headers={"Host": "evil.example"}).status_code == 421
+
+
+def test_a_token_that_asks_too_often_has_to_wait(service: Any) -> None:
+    http = guarded(service, requests=Rate(burst=2, per_s=0.0))
+    answers = [http.get("/api/v1/jobs", headers=service.bearer) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert (answers[2].json()["code"], answers[2].headers["Retry-After"]) == ("too_many", "2")
+
+
+def test_failures_of_an_address_do_not_lock_out_valid_tokens(service: Any) -> None:
+    http = guarded(service, failures=Rate(burst=2, per_s=0.0))
+    wrong = {"Authorization": "Bearer wrong"}
+    assert [http.get("/api/v1/jobs", headers=wrong).status_code for _ in range(3)] == [401, 401, 429]
+    assert http.get("/api/v1/jobs", headers=service.bearer).status_code == 200

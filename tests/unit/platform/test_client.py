@@ -22,6 +22,7 @@ from segfleet.errors import (
     ServiceError,
     SettingsError,
     SpecError,
+    UnauthorizedError,
     UnknownJobError,
 )
 from serving import API_TOKEN, URL, AppTransport, Service, make_shards, prepare_spec
@@ -61,8 +62,11 @@ def test_pausing_priorities_and_rules(client: Client) -> None:
     assert client.pause(job["id"])["state"] == "paused"
     assert client.resume(job["id"])["state"] == "queued"
     assert client.set_priority(job["id"], 80)["priority"] == 80
+    assert client.resume(job["id"])["state"] == "queued", "asked again it changes nothing"
+    other = client.submit(prepare_spec(name="other"))
+    client.cancel(other["id"])
     with pytest.raises(IllegalTransitionError, match="resume"):
-        client.resume(job["id"])
+        client.resume(other["id"])
     rules = {"max_queued": 1, "weight": 2.0}
     assert client.set_policy("project", "default", rules) == {"scope": "project", "name": "default", "rules": rules}
     assert [policy["rules"] for policy in client.policies()] == [rules]
@@ -92,7 +96,7 @@ def test_errors_arrive_as_what_they_were(client: Client) -> None:
 
 
 def test_a_wrong_token_says_what_to_do(transport: AppTransport) -> None:
-    with pytest.raises(ServiceError, match="home folder's file 'token'"):
+    with pytest.raises(UnauthorizedError, match="home folder's file 'token'"):
         Client(URL, "wrong", transport=transport).jobs()
 
 

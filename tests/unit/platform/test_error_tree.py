@@ -24,6 +24,9 @@ EXAMPLES = [
     errors.ModelRefusedError("not a model of this job"),
     errors.LaunchError("unreachable"),
     errors.ServiceError("unreachable"),
+    errors.AccessError("this needs the role admin"),
+    errors.UnauthorizedError("no token"),
+    errors.UnknownTokenError("0123456789ab"),
     errors.SettingsError("port 1 in use"),
 ]
 CLASSES = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, SegfleetError)]

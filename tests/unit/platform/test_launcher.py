@@ -42,9 +42,12 @@ class Ray:
 
     def __init__(self, *answers: httpx.Response | Exception) -> None:
         self.answers, self.requests = list(answers), list[httpx.Request]()
+        self.to_strangers = 401
         self.launcher = Launcher("http://ray:8265", "secret", transport=httpx.MockTransport(self._answer))
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
+        if "authorization" not in request.headers:
+            return httpx.Response(self.to_strangers)
         self.requests.append(request)
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
@@ -150,3 +153,23 @@ def test_what_ray_says_is_cleaned_of_what_no_database_takes() -> None:
     with pytest.raises(SubmissionRefusedError) as caught:
         submit(Ray(httpx.Response(400, text="Error: a\0b")))
     assert str(caught.value).endswith("Error: ab")
+
+
+@pytest.mark.parametrize("status", [200, 404, 500])
+def test_a_head_that_lets_strangers_in_is_not_used(status: int) -> None:
+    ray = Ray(*[httpx.Response(200, json={"session_name": "s1"}) for _ in range(3)])
+    ray.to_strangers = status
+    for _ in range(2):
+        with pytest.raises(ClusterUnreachableError, match="does not refuse who has no token"):
+            ray.launcher.session()
+    ray.to_strangers = 403
+    assert ray.launcher.session() == "s1"
+
+
+def test_each_new_head_is_asked_once_whether_it_is_closed() -> None:
+    ray = Ray(*[httpx.Response(200, json={"session_name": name}) for name in ("s1", "s1", "s2")])
+    assert ray.launcher.session() == "s1"
+    ray.to_strangers = 200
+    assert ray.launcher.session() == "s1"
+    with pytest.raises(ClusterUnreachableError):
+        ray.launcher.session()

@@ -197,9 +197,10 @@ def test_a_paused_job_is_cancelled_at_once_and_a_pausing_one_when_it_is_gone(wor
 
 def test_what_has_ended_cannot_be_paused_and_what_is_not_paused_cannot_be_resumed(world: World) -> None:
     job = world.submit()
-    with pytest.raises(IllegalTransitionError, match="resume"):
-        world.queue.resume(job.id, "ann")
+    assert world.queue.resume(job.id, "ann").state == JobState.QUEUED, "it is in the line already"
     world.queue.cancel(job.id, "ann")
+    with pytest.raises(IllegalTransitionError, match="it is cancelled; only paused jobs can be resumed"):
+        world.queue.resume(job.id, "ann")
     with pytest.raises(IllegalTransitionError, match="pause"):
         world.queue.pause(job.id, "ann")
     with pytest.raises(IllegalTransitionError, match="priority"):

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from segfleet.spec.document import apply_overrides, read_document
-from segfleet.spec.kinds import TrainSpec
+from segfleet.spec.kinds import EvaluateSpec, TrainSpec
 from segfleet.spec.resolve import resolve_spec, to_document
 
 FOLDER = Path(__file__).parents[3] / "jobs" / "specs"
-SPECS = sorted(FOLDER.glob("*.yaml"))
+ALL = sorted(FOLDER.glob("*.yaml"))
+EVALUATIONS = [path for path in ALL if path.stem.startswith("evaluate-")]
+SPECS = [path for path in ALL if path not in EVALUATIONS]
 
 
 def resolved(path: Path) -> TrainSpec:
@@ -21,15 +23,19 @@ def resolved(path: Path) -> TrainSpec:
 
 
 def test_the_promised_specs_are_there() -> None:
-    assert {path.stem for path in SPECS} >= {
+    assert {path.stem for path in ALL} >= {
+        "ade20k-dinov3-l-linear",
+        "ade20k-seg-b-mask-14",
         "ade20k-seg-s-mask-16",
+        "camvid-seg-s-linear-14-frozen",
         "camvid-seg-s-linear-14",
         "camvid-seg-s-mask-14",
         "cityscapes-seg-l-mask-16",
         "demo",
+        "evaluate-camvid",
         "pascal_context-seg-l-mask-16",
     }
-    assert [path.name for path in FOLDER.iterdir() if path not in SPECS] == []
+    assert [path.name for path in FOLDER.iterdir() if path not in ALL] == []
 
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
@@ -43,8 +49,12 @@ def test_spec_resolves_and_is_named_after_its_file(path: Path) -> None:
 @pytest.mark.parametrize("path", [p for p in SPECS if p.stem != "demo"], ids=lambda path: path.stem)
 def test_name_tells_recipe_and_model(path: Path) -> None:
     recipe, _, rest = path.stem.partition("-")
-    model, _, patch = rest.replace("-linear", "").rpartition("-")
     spec = resolved(path)
+    if spec.model.variant is None:
+        assert spec.recipe == recipe
+        assert f"-{spec.model.decoder}" in rest
+        return
+    model, _, patch = rest.replace("-linear", "").removesuffix("-frozen").rpartition("-")
     assert (spec.recipe, spec.model.variant) == (recipe, f"{model}/{patch}")
 
 
@@ -56,8 +66,33 @@ def test_paths_are_replaced_from_the_command_line(path: Path) -> None:
     assert (spec.data.shards, spec.model.pretrained) == ("/elsewhere", "/weights.safetensors")
 
 
-@pytest.mark.parametrize("stem", ["demo", "camvid-seg-s-linear-14", "camvid-seg-s-mask-14"])
+@pytest.mark.parametrize(
+    "stem", ["demo", "camvid-seg-s-linear-14", "camvid-seg-s-linear-14-frozen", "camvid-seg-s-mask-14"]
+)
 def test_specs_for_a_small_machine_need_two_cpus_and_no_network(stem: str) -> None:
     spec = resolved(FOLDER / f"{stem}.yaml")
     assert (spec.resources.workers, spec.resources.cpus_per_worker, spec.resources.gpus_per_worker) == (2, 1, 0)
     assert spec.model.pretrained is not True
+
+
+@pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
+def test_evaluations_are_by_the_reference_s_multi_scale_protocol(path: Path) -> None:
+    spec = resolve_spec(apply_overrides(read_document(path), ["data.shards=/elsewhere", "model=mine/3"]))
+    assert isinstance(spec, EvaluateSpec)
+    assert (spec.name, spec.model, spec.data.shards) == (path.stem, "mine/3", "/elsewhere")
+    assert resolve_spec(to_document(spec)) == spec
+    assert spec.eval is not None
+    assert spec.eval.scales == (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    assert (spec.eval.flip, spec.eval.protocol) == (True, "reference")
+
+
+def test_the_linear_probe_is_dinov3_s_recipe() -> None:
+    spec = resolved(FOLDER / "ade20k-dinov3-l-linear.yaml")
+    assert (spec.model.decoder, spec.model.decoder_norm, spec.model.decoder_dropout) == ("linear", "batch", 0.1)
+    optim = spec.optim
+    assert (optim.name, optim.lr, optim.weight_decay, optim.encoder_lr_scale) == ("adamw", 1e-3, 1e-3, 0.0)
+    assert (optim.schedule, optim.warmup_steps) == ("cosine", 1500)
+    assert (spec.train.steps, spec.train.global_batch, spec.train.crop) == (40_000, 16, 512)
+    assert (spec.augment.scale_min, spec.augment.scale_max, spec.augment.flip) == (0.5, 2.0, 0.5)
+    assert not spec.augment.photometric
+    assert (spec.eval.window, spec.eval.stride) == (512, 341)

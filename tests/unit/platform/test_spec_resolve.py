@@ -135,7 +135,7 @@ def test_own_fields_leave_no_variant_behind() -> None:
     [
         (short(optm={"lr": 1}), "optm", "did you mean 'optim'?"),
         (short(regster={"model": "m"}), "regster", "did you mean 'register'?"),
-        (short(optim={"larning_rate": 1}), "optim.larning_rate", "known here: clip_grad_norm, encoder_lr_scale, lr,"),
+        (short(optim={"larning_rate": 1}), "optim.larning_rate", "known here: clip_grad_norm, encoder_lr_scale, layer"),
         (short(train={"step": 1}), "train.step", "did you mean 'steps'?"),
         (short(data={"shards": "/x", "shard": "/y"}), "data.shard", "did you mean 'shards'?"),
         (short(register={"model": "m", "alais": "x"}), "register.alais", "did you mean 'alias'?"),
@@ -150,11 +150,11 @@ def test_unknown_key_suggests_the_nearest(document: dict[str, Any], path: str, s
 
 @pytest.mark.parametrize("kind", ["trian", 3, ["train"], {"a": 1}])
 def test_unknown_kind_lists_the_known_ones(kind: Any) -> None:
-    assert problems(short(kind=kind)) == {"kind": f"unknown kind {kind!r} | use one of prepare, train"}
+    assert problems(short(kind=kind)) == {"kind": f"unknown kind {kind!r} | use one of evaluate, prepare, train"}
 
 
 def test_missing_kind() -> None:
-    assert problems({"name": "a"}) == {"kind": "missing | use one of prepare, train"}
+    assert problems({"name": "a"}) == {"kind": "missing | use one of evaluate, prepare, train"}
 
 
 def test_unknown_recipe_is_one_problem() -> None:

@@ -1,0 +1,53 @@
+"""Routes of admins and operators: tokens and the audit log."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+
+from segfleet.server.access_schemas import (
+    AuditAnswer,
+    AuditEntry,
+    NewTokenAnswer,
+    TokenAnswer,
+    TokenBody,
+    TokensAnswer,
+)
+from segfleet.server.rights import AccessArg, IdentityArg
+from segfleet.server.schemas import EmptyBody
+from segfleet.spec.sections import duration_s
+
+router = APIRouter(tags=["access"])
+
+
+@router.post("/tokens", status_code=HTTPStatus.CREATED)
+def create_token(body: TokenBody, access: AccessArg, caller: IdentityArg) -> NewTokenAnswer:
+    """Make a token; a user that is not known yet is made too. The answer holds the token, for the only time."""
+    life_s = None if body.expires == "never" else float(duration_s(body.expires))
+    shown, token = access.create_token(body.user, body.role, body.projects, life_s, caller.user)
+    return NewTokenAnswer(**shown, token=token)
+
+
+@router.get("/tokens")
+def list_tokens(access: AccessArg) -> TokensAnswer:
+    """The newest 1000 tokens of all users."""
+    return TokensAnswer(tokens=[TokenAnswer(**shown) for shown in access.tokens()])
+
+
+@router.post("/tokens/{token_id}/revoke")
+def revoke_token(token_id: Annotated[str, Path(max_length=64)], _body: EmptyBody, access: AccessArg) -> TokenAnswer:
+    """End a token at once."""
+    return TokenAnswer(**access.revoke(token_id))
+
+
+@router.get("/audit")
+def read_audit(
+    access: AccessArg,
+    before: Annotated[int | None, Query(ge=1, lt=2**63, description="entries older than this number")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> AuditAnswer:
+    """Who changed what, or was refused: a page, the newest first."""
+    entries = [AuditEntry(**entry) for entry in access.audit(before, limit)]
+    return AuditAnswer(entries=entries, next=entries[-1].seq if len(entries) == limit else None)

@@ -1,0 +1,35 @@
+"""Specs and jobs in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from segfleet.cli.job_text import plan_of, print_outcome
+from segfleet.spec.resolve import resolve_spec, to_document
+
+
+def plan(**spec: Any) -> str:
+    return plan_of(to_document(resolve_spec({"name": "x", **spec})))
+
+
+def test_a_plan_says_what_is_done_and_by_how_many() -> None:
+    evaluate = {"kind": "evaluate", "model": "road@best", "data": {"shards": "/data/road"}}
+    assert plan(**evaluate) == (
+        "evaluate road@best on /data/road, val, as the model was validated, fp32; 1 worker with 1 CPU and 0 GPU each"
+    )
+    windows = {"window": 64, "stride": 48, "scales": [0.5, 1.0], "flip": True}
+    many = plan(**evaluate, eval=windows, precision="bf16", resources={"workers": 3})
+    assert many.endswith("val, 2 scale(s) and flip, bf16; 3 workers with 1 CPU and 0 GPU each")
+    train = plan(kind="train", recipe="camvid", data={"shards": "/data/road"})
+    assert train == "4000 steps of 8 samples at 336 pixels in fp32; 1 worker with 1 CPU and 0 GPU each"
+    assert plan(kind="prepare", dataset="synthetic", out="/data/x") == "prepare synthetic into /data/x"
+
+
+def test_an_evaluation_ends_with_what_was_scored_on_what(capsys: pytest.CaptureFixture[str]) -> None:
+    result = {"miou": 0.51234, "model_version": "road/3", "dataset": "camvid", "split": "test"}
+    print_outcome({"id": "job-aaaaaaaa", "kind": "evaluate", "state": "succeeded", "result": result})
+    said = capsys.readouterr()
+    assert "job-aaaaaaaa succeeded, mIoU 0.5123: road/3 on camvid, test" in said.out + said.err
+    assert "registered" not in said.out + said.err
