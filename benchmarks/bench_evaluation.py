@@ -7,12 +7,7 @@ the inputs (each in a process of its own).  Run: python benchmarks/bench_evaluat
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import statistics
-import threading
-import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 
 import cv2
 import numpy as np
@@ -20,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench_loss import resident_mib
 from plain_evaluation import FixedLogits, plain_probabilities
+from rounds import medians_ms
+from segfleet_jobs.measuring import PeakMemory, in_fresh_process
 from segfleet_models.inference import WindowConfig, pass_size, predict, window_starts
 from segfleet_models.metrics import confusion_matrix
 
@@ -35,12 +31,21 @@ CASES = {
 }
 
 
+class ReadyLogits(FixedLogits):
+    """Its pictures are neither read nor made: what they take belongs to the network."""
+
+    @staticmethod
+    def normalise(images: Tensor) -> Tensor:
+        """Of the right shape, (B, 3, H, W), and without memory of its own."""
+        return torch.zeros(1).expand(len(images), 3, *images.shape[1:3])
+
+
 def case_inputs(name: str) -> tuple[FixedLogits, Tensor, WindowConfig]:
     """A model of ready logits, a black picture and its windows."""
     size, num_classes, config = CASES[name]
     starts = [window_starts(side, config.window, config.stride) for side in pass_size(size, config, 1.0)]
     patches = config.window // 16
-    model = FixedLogits(num_classes, 16, (patches, patches), (1 + config.flip) * len(starts[0]) * len(starts[1]))
+    model = ReadyLogits(num_classes, 16, (patches, patches), (1 + config.flip) * len(starts[0]) * len(starts[1]))
     return model, torch.zeros(*size, 3, dtype=torch.uint8), config
 
 
@@ -77,47 +82,14 @@ def label_maps() -> tuple[Labels, Labels]:
     return pred, np.where(rng.random(truth.shape) < 0.05, np.uint8(255), truth)
 
 
-def medians_ms(calls: list[Callable[[], object]], rounds: int) -> list[float]:
-    """CPU milliseconds of each call, in rounds that take turns; the first one warms up."""
-    times: list[list[float]] = [[] for _ in calls]
-    for number in range(rounds + 1):
-        for call, seconds in zip(calls, times, strict=True):
-            begin = time.process_time()
-            call()
-            if number:
-                seconds.append(time.process_time() - begin)
-    return [1000 * statistics.median(seconds) for seconds in times]
-
-
-def send_peak(label: Callable[[FixedLogits, Tensor, WindowConfig], Tensor], name: str, pipe: Connection) -> None:
-    """Send the growth of this process's memory at the height of one picture, sampled each ms, MiB."""
+def peak_mib(label: Callable[[FixedLogits, Tensor, WindowConfig], Tensor], name: str) -> float:
+    """Growth of a fresh process's memory at the height of one picture."""
     torch.set_num_threads(1)
     label(FixedLogits(3, 16, (2, 2), 1), torch.zeros(32, 32, 3, dtype=torch.uint8), WindowConfig(32, 32))  # warm up
     inputs = case_inputs(name)
-    before, highest, done = resident_mib(), 0.0, threading.Event()
-
-    def sample() -> None:
-        nonlocal highest
-        while not done.wait(0.001):
-            highest = max(highest, resident_mib())
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    label(*inputs)
-    done.set()
-    sampler.join()
-    pipe.send(max(highest, resident_mib()) - before)
-
-
-def peak_mib(label: Callable[[FixedLogits, Tensor, WindowConfig], Tensor], name: str) -> float:
-    """`send_peak` in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=send_peak, args=(label, name, sender))
-    process.start()
-    mib = float(receiver.recv())
-    process.join()
-    return mib
+    with PeakMemory(torch.device("cpu")) as peak:
+        label(*inputs)
+    return peak.mib or 0.0
 
 
 def main() -> None:
@@ -132,7 +104,7 @@ def main() -> None:
         inputs = case_inputs(name)
         same = float((plain_labels(*inputs) == our_labels(*inputs)).float().mean())
         a, b = medians_ms([lambda: plain_labels(*inputs), lambda: our_labels(*inputs)], rounds)  # noqa: B023
-        c, d = peak_mib(plain_labels, name), peak_mib(our_labels, name)
+        c, d = (in_fresh_process(peak_mib, label, name) for label in (plain_labels, our_labels))
         print(
             f"{name:<18}{a:>7.0f} ms{b:>7.0f} ms{a / b:>8.1f}x{c:>8.0f} MiB{d:>7.1f} MiB"
             f"{c / max(d, 1):>8.0f}x{100 * same:>10.4f}%"

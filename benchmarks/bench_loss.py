@@ -7,19 +7,14 @@ own), for the sizes of ADE20K, Cityscapes and CamVid.  Run: python benchmarks/be
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import resource
-import statistics
-import threading
-import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rounds import medians_ms
+from segfleet_jobs.measuring import PeakMemory, in_fresh_process
 from segfleet_models.losses import cross_entropy_sum
 
 # name: classes, crop, patch, batch
@@ -48,48 +43,20 @@ def inputs(case: str) -> tuple[Tensor, Tensor, int]:
     return logits, target, patch
 
 
-def cpu_s(loss: Loss, case: str) -> float:
-    """CPU seconds of one forward and backward."""
+def work(loss: Loss, case: str) -> Callable[[], None]:
+    """One forward and backward."""
     logits, target, patch = inputs(case)
-    begin = time.process_time()
-    loss(logits, target, patch).backward()
-    return time.process_time() - begin
+    return lambda: torch.autograd.backward(loss(logits, target, patch), inputs=[logits])
 
 
-def resident_mib() -> float:
-    """Resident memory of this process, MiB."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-
-
-def peak_mib(loss: Loss, case: str, pipe: Connection) -> None:
-    """Send the growth of this process's memory at the height of one forward and backward, sampled each ms, MiB."""
+def peak_mib(loss: Loss, case: str) -> float:
+    """Growth of a fresh process's memory at the height of one forward and backward."""
     torch.set_num_threads(1)
-    logits, target, patch = inputs(case)
-    loss(*inputs("CamVid"))  # load the kernels first
-    before, highest, done = resident_mib(), 0.0, threading.Event()
-
-    def sample() -> None:
-        nonlocal highest
-        while not done.wait(0.001):
-            highest = max(highest, resident_mib())
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    loss(logits, target, patch).backward()
-    done.set()
-    sampler.join()
-    pipe.send(highest - before)
-
-
-def measure_peak(loss: Loss, case: str) -> float:
-    """`peak_mib` in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=peak_mib, args=(loss, case, sender))
-    process.start()
-    mib = float(receiver.recv())
-    process.join()
-    return mib
+    work(loss, "CamVid")()  # load the kernels first
+    call = work(loss, case)
+    with PeakMemory(torch.device("cpu")) as peak:
+        call()
+    return peak.mib or 0.0
 
 
 def main() -> None:
@@ -100,14 +67,8 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"{'case':<12}{'plain':>10}{'ours':>10}{'faster':>9}{'plain':>12}{'ours':>10}{'leaner':>9}")
     for case in CASES:
-        times: dict[Loss, list[float]] = {plain: [], ours: []}
-        for number in range(rounds + 1):
-            for loss, seconds in times.items():
-                elapsed = cpu_s(loss, case)
-                if number:  # the first round warms up
-                    seconds.append(elapsed)
-        a, b = (1000 * statistics.median(times[loss]) for loss in (plain, ours))
-        c, d = measure_peak(plain, case), measure_peak(ours, case)
+        a, b = medians_ms([work(plain, case), work(ours, case)], rounds)
+        c, d = (in_fresh_process(peak_mib, loss, case) for loss in (plain, ours))
         print(f"{case:<12}{a:>7.0f} ms{b:>7.0f} ms{a / b:>8.1f}x{c:>8.0f} MiB{d:>6.0f} MiB{c / max(d, 1):>8.1f}x")
 
 

@@ -19,14 +19,14 @@ class FixedLogits(nn.Module):
 
     Args:
         num_classes: K.
-        patch_size: Side of a patch, pixels.
+        output_stride: Side of a patch, pixels.
         grid: Patches (h, w) of a window.
         num_windows: Windows until the logits begin anew.
     """
 
-    def __init__(self, num_classes: int, patch_size: int, grid: tuple[int, int], num_windows: int) -> None:
+    def __init__(self, num_classes: int, output_stride: int, grid: tuple[int, int], num_windows: int) -> None:
         super().__init__()
-        self.num_classes, self.patch_size, self.mean = num_classes, patch_size, torch.zeros(1, 3, 1, 1)
+        self.num_classes, self.output_stride, self.mean = num_classes, output_stride, torch.zeros(1, 3, 1, 1)
         generator = torch.Generator().manual_seed(0)
         self.logits = 4 * torch.randn(num_windows, num_classes, *grid, generator=generator)
         self.num_seen = 0
@@ -92,6 +92,6 @@ def _upsampled(model: nn.Module, window: Tensor, config: WindowConfig) -> Tensor
     logits = model(window)
     if config.protocol == "mmseg":
         return F.interpolate(logits, size=(height, width), mode="bilinear")
-    patch: int = model.patch_size  # type: ignore[assignment]
+    patch: int = model.output_stride  # type: ignore[assignment]
     padded = F.interpolate(logits, size=(logits.shape[2] * patch, logits.shape[3] * patch), mode="bilinear")
     return padded[:, :, :height, :width]

@@ -110,6 +110,7 @@ class RecordingLink:
         self.curves: dict[int, dict[str, float]] = {}
         self.records: list[CheckpointRecord] = []
         self.sheets: list[int] = []
+        self.confusions: dict[int, torch.Tensor] = {}
 
     def latest_checkpoint(self) -> dict[str, Any] | None:
         return self.pointer.to_dict() if self.pointer else None
@@ -132,6 +133,10 @@ class RecordingLink:
     def pictures(self, step: int, pictures: tuple[Picture, ...], manifest: Manifest) -> None:
         if pictures:
             self.sheets.append(step)
+
+    def confusion(self, step: int, matrix: torch.Tensor, manifest: Manifest) -> None:
+        assert matrix.shape == (manifest.num_classes, manifest.num_classes)
+        self.confusions[step] = matrix
 
 
 def run_alone(

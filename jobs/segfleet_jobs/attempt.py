@@ -98,6 +98,10 @@ class AttemptClient:
         """Have the service make the job's one version in the model registry."""
         return self._post("register", dict(body))
 
+    def evaluated(self, version: str, metrics: Mapping[str, float]) -> None:
+        """Have the service write an evaluation's figures to the version of the spec's model that was evaluated."""
+        self._post("evaluated", {"version": version, "metrics": dict(metrics)})
+
     def complete(self, result: Mapping[str, Any]) -> None:
         """End the attempt and the job with a result."""
         self._post("complete", {"result": dict(result)})

@@ -92,9 +92,10 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state:
         _, name, slot = key.split("/")
         if name not in parameters:
             raise CheckpointError(f"the checkpoint has optimiser state of {name!r}, which this model does not have")
-        # The step counter stays on the CPU in float32, as torch's optimisers keep it.
-        target = value if slot == "step" else value.to(parameters[name].device)
-        optimizer.state[parameters[name]][slot] = target.clone()
+        # Fused optimisers want all of it on the device, and slots laid out in memory like the parameter.
+        parameter = parameters[name]
+        target = torch.empty_like(value, device=parameter.device) if slot == "step" else torch.empty_like(parameter)
+        optimizer.state[parameter][slot] = target.detach().copy_(value)
 
 
 def save_checkpoint(

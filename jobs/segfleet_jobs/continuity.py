@@ -5,25 +5,64 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from segfleet.errors import CheckpointError
-from segfleet.spec.sections import MixSpec
+from segfleet.spec.sections import (
+    AugmentSpec,
+    DataSpec,
+    LoopSpec,
+    LossSpec,
+    MixSpec,
+    ModelSpec,
+    OptimSpec,
+    Section,
+)
 from segfleet_pipelines.batch import Skips
 from segfleet_pipelines.manifest import Manifest
 
-_FIXED_SECTIONS = ("data", "model", "optim", "augment", "train")
+_FIXED_SECTIONS: dict[str, type[Section]] = {
+    "data": DataSpec,
+    "model": ModelSpec,
+    "optim": OptimSpec,
+    "loss": LossSpec,
+    "augment": AugmentSpec,
+    "train": LoopSpec,
+}
+# How the same numbers come about, and who hears of them: these may change from one attempt to the next.
+_FREE = {("train", name) for name in ("compile", "checkpoint_activations", "channels_last", "log_every")} | {
+    ("train", "loader_processes")
+}
 
 
 def check_same_spec(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Compare two specs in what decides the weights.
 
+    What a checkpoint's spec lacks is newer than the checkpoint and was at its default then.
+
     Raises:
-        CheckpointError: they differ; names the sections.
+        CheckpointError: they differ; names the fields.
     """
-    changed = [section for section in _FIXED_SECTIONS if before.get(section) != now.get(section)]
+    changed = [
+        f"{section}.{name}"
+        for section, model in _FIXED_SECTIONS.items()
+        for name, default in _defaults(model).items()
+        if (section, name) not in _FREE
+        and before.get(section, {}).get(name, default) != now.get(section, {}).get(name, default)
+    ]
     if changed:
         raise CheckpointError(
             f"the checkpoint was written with other values in {', '.join(changed)}; submit a new job instead"
         )
+
+
+def _defaults(section: type[Section]) -> dict[str, Any]:
+    """Every field of a section with its default as plain data; None for one that must be given."""
+    fields = section.model_fields.items()
+    return {
+        name: None if field.is_required() else to_jsonable_python(field.get_default(call_default_factory=True))
+        for name, field in fields
+    }
 
 
 def check_same_data(before: Sequence[str], manifests: Sequence[Manifest], sources: Sequence[MixSpec]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from segfleet.errors import CheckpointError
 from segfleet.spec.kinds import TrainSpec
@@ -24,18 +24,16 @@ from segfleet_jobs.checkpoint import (
     CheckpointRecord,
     discard_earlier,
     load_latest,
-    optimizer_tensors,
     prune,
-    restore_optimizer,
     save_checkpoint,
 )
 from segfleet_jobs.continuity import check_same_data, check_same_spec, same_skips
 from segfleet_jobs.evaluation import Picture, evaluate, scores_document
-from segfleet_jobs.optim import build_optimizer
 from segfleet_jobs.progress import Progress
 from segfleet_jobs.ranks import Ranks
-from segfleet_jobs.step import StepResult, TrainStep
-from segfleet_models.build import ModelConfig, build_segmenter
+from segfleet_jobs.step import LaunchedStep, StepResult
+from segfleet_jobs.trainee import Trainee, check_class_weights
+from segfleet_models.build import ModelConfig
 from segfleet_pipelines.batch import Batch, Skips
 from segfleet_pipelines.loader import train_loader
 from segfleet_pipelines.manifest import Manifest
@@ -60,6 +58,9 @@ class Link(Protocol):
 
     def pictures(self, step: int, pictures: tuple[Picture, ...], manifest: Manifest) -> None:
         """Sample predictions."""
+
+    def confusion(self, step: int, matrix: Tensor, manifest: Manifest) -> None:
+        """The confusion matrix of the best validation so far."""
 
     def must_yield(self) -> bool:
         """Whether the attempt was asked to write a checkpoint and end."""
@@ -87,12 +88,15 @@ class TrainingLoop:
         self._job_folder, self._attempt_folder, self._report = job_folder, attempt_folder, report
         self._manifests = tuple(Manifest.load(source.shards) for source in spec.data.sources)
         self._manifest = self._manifests[0]
+        check_class_weights(spec, self._manifest)
         self._skips = tuple(skips) or (frozenset[int](),) * len(self._manifests)
         self._content_ids = tuple(content_ids) or tuple(manifest.content_id for manifest in self._manifests)
         self._best: dict[str, Any] | None = None
         self._latest_scores: dict[str, Any] | None = None
         self._skipped_steps = self._skipped_samples = 0
         self._progress = Progress(spec.train, link.progress)
+        self._launched: LaunchedStep | None = None
+        self._latest_result: StepResult | None = None
 
     def run(self) -> dict[str, Any] | Yielded:
         """Train to the last step, or to where the attempt is asked to make room.
@@ -147,18 +151,9 @@ class TrainingLoop:
 
     def _build(self, checkpoint: Checkpoint | None) -> None:
         spec, manifest = self._spec, self._manifest
-        torch.manual_seed(spec.train.seed)
-        pretrained = spec.model.pretrained if checkpoint is None else False
         self._config = model_config(spec, len(manifest.class_names))
-        self._model = build_segmenter(self._config, pretrained=pretrained).to(self._ranks.device)
-        self._model.train()
-        optimizer = build_optimizer(self._model, spec.optim)
-        if checkpoint is not None:
-            self._model.load_state_dict(checkpoint.model)
-            restore_optimizer(self._model, optimizer, checkpoint.state)
-        self._optimizer = optimizer
-        parallel = self._wrap()
-        self._train_step = TrainStep(self._model, parallel, optimizer, spec, manifest.ignore_index, self._ranks)
+        self._trainee = Trainee(spec, self._config, manifest.ignore_index, self._ranks, checkpoint)
+        self._train_step = self._trainee.step
         if checkpoint is not None:
             meta = checkpoint.meta
             self._best, self._latest_scores = meta["best"], meta["scores"]
@@ -166,16 +161,6 @@ class TrainingLoop:
             self._train_step.skipped_in_a_row = meta["skipped_in_a_row"]
             if meta["scaler"]:
                 self._train_step.scaler.load_state_dict(meta["scaler"])
-
-    def _wrap(self) -> nn.Module:
-        if self._ranks.world_size == 1:
-            return self._model
-        device = self._ranks.device
-        return nn.parallel.DistributedDataParallel(
-            self._model,
-            device_ids=[device] if device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-        )
 
     def _seed(self, checkpoint: Checkpoint | None) -> None:
         """Every rank has its own stream for dropout and stochastic depth."""
@@ -192,18 +177,30 @@ class TrainingLoop:
         """One step with all that is due after it; True: the attempt ends here, its checkpoint is written."""
         with self._progress.timed("data"):
             batch = next(batches)
-        with self._progress.timed("step"):
-            result = self._train_step(batch, self._link.must_yield())
-        self._skipped_steps += not result.is_applied
-        self._skipped_samples += batch.num_skipped
         done, loop = step + 1, self._spec.train
-        self._progress.stepped(done, result.loss, result.lr)
-        if done % loop.log_every == 0 or done == loop.steps:
+        validates = done % loop.validate_every == 0 or done == loop.steps
+        checkpoints = validates or done % loop.checkpoint_every == 0
+        logs = done % loop.log_every == 0 or done == loop.steps
+        with self._progress.timed("step"):
+            before, self._launched = self._launched, self._train_step.launch(batch, self._link.must_yield())
+            results = [self._train_step.read(before)] if before else []
+            # The step itself is waited for only where something is due that needs it, or the one before asks to end,
+            # or nothing is known yet.
+            is_due = validates or checkpoints or logs or self._latest_result is None
+            if is_due or any(result.must_yield for result in results):
+                results.append(self._train_step.read(self._launched))
+                self._launched = None
+        self._skipped_steps += sum(not result.is_applied for result in results)
+        self._skipped_samples += batch.num_skipped
+        self._latest_result = result = results[-1] if results else self._latest_result
+        if result is not None:
+            self._progress.stepped(done, result.loss, result.lr)
+        if logs and result is not None:
             self._log(done, result)
-        if done % loop.validate_every == 0 or done == loop.steps:
+        if validates:
             self._validate(done)
-        ends_here = result.must_yield and done < loop.steps
-        if ends_here or done % loop.checkpoint_every == 0 or done % loop.validate_every == 0 or done == loop.steps:
+        ends_here = any(result.must_yield for result in results) and done < loop.steps
+        if ends_here or checkpoints:
             self._checkpoint(done)
         return ends_here
 
@@ -221,8 +218,9 @@ class TrainingLoop:
 
     def _validate(self, done: int) -> None:
         with self._progress.timed("validation"), _untouched_random_state(self._ranks.device):
+            self._trainee.before_validation()
             result = evaluate(
-                self._model,
+                self._trainee.validated,
                 self._spec.data.shards,
                 self._spec.data.val,
                 self._spec.eval,
@@ -231,9 +229,11 @@ class TrainingLoop:
                 num_pictures=NUM_PICTURES if self._ranks.is_main else 0,
                 progress=self._progress.validating,
             )
+            self._trainee.after_validation()
         self._latest_scores = scores_document(result, tuple(self._manifest.class_names))
         if self._best is None or self._latest_scores["miou"] > self._best["miou"]:
             self._best = {"step": done, **self._latest_scores}
+            self._link.confusion(done, result.matrix, self._manifest)
         self._progress.validated(self._latest_scores["miou"])
         values = {f"val/{name}": self._latest_scores[name] for name in ("miou", "pixel_accuracy", "mean_accuracy")}
         iou = {f"val_iou/{name}": value for name, value in self._latest_scores["iou"].items() if value is not None}
@@ -259,7 +259,7 @@ class TrainingLoop:
         }
 
     def _save(self, done: int, random_states: dict[str, Tensor]) -> CheckpointRecord:
-        state = optimizer_tensors(self._model, self._optimizer) | random_states
+        state = self._trainee.state() | random_states
         meta = {
             "spec": to_document(self._spec),
             "model": self._config.to_dict(),
@@ -274,9 +274,8 @@ class TrainingLoop:
             "skipped_in_a_row": self._train_step.skipped_in_a_row,
             "scaler": self._train_step.scaler.state_dict(),
         }
-        weights = {name: tensor.detach().cpu() for name, tensor in self._model.state_dict().items()}
         try:
-            record = save_checkpoint(self._attempt_folder, done, weights, state, meta)
+            record = save_checkpoint(self._attempt_folder, done, self._trainee.weights(), state, meta)
         except OSError as error:
             reason = error.strerror or error
             raise CheckpointError(
@@ -299,7 +298,7 @@ class TrainingLoop:
             **best,
             "skipped_steps": self._skipped_steps,
             "skipped_samples": self._skipped_samples,
-            "num_parameters": sum(parameter.numel() for parameter in self._model.parameters()),
+            "num_parameters": sum(parameter.numel() for parameter in self._trainee.model.parameters()),
             "seconds": seconds,
         }
 
@@ -318,6 +317,8 @@ def model_config(spec: TrainSpec, num_classes: int) -> ModelConfig:
         dropout=model.dropout,
         decoder_drop_path=model.decoder_drop_path,
         decoder_dropout=model.decoder_dropout,
+        arch=model.arch,
+        decoder_norm=model.decoder_norm,
     )
 
 

@@ -83,3 +83,41 @@ class Progress:
     def _update(self, **changes: Any) -> None:
         self._document = {**self._document, **changes}
         self._tell(self._document)
+
+
+class SplitProgress:
+    """How far an evaluation is, as rank 0 sees it: all ranks have about the same to do.
+
+    Args:
+        num_samples: Of the split.
+        world_size: Ranks that share it.
+        tell: Gets a document after each of this rank's samples; None: nobody is told.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        world_size: int,
+        tell: Callable[[dict[str, Any]], None] | None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._num_samples, self._world_size, self._tell, self._clock = num_samples, world_size, tell, clock
+        self._begin, self._own = clock(), 0
+
+    def done(self) -> None:
+        """One more of this rank's samples is done."""
+        self._own += 1
+        if self._tell is None:
+            return
+        done = min(self._own * self._world_size, self._num_samples)
+        speed = done / max(self._clock() - self._begin, 1e-9)
+        self._tell(
+            {
+                "phase": "evaluate",
+                "step": done,
+                "num_steps": self._num_samples,
+                "samples_per_s": round(speed, 3),
+                "eta_s": round((self._num_samples - done) / speed, 1),
+            }
+        )

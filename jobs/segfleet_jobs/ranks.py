@@ -29,6 +29,12 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
+    def copy_from_main_(self, tensor: Tensor) -> Tensor:
+        """Rank 0's tensor on every rank, in place."""
+        if self.world_size > 1:
+            dist.broadcast(tensor, src=0)
+        return tensor
+
     def share(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
         if self.world_size == 1:

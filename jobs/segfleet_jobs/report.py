@@ -1,187 +1,208 @@
-"""`python -m segfleet_jobs.report`: what a finished training did, as a page of tables, curves and pictures."""
+"""`python -m segfleet_jobs.report`: what a finished job did, as one HTML page, its pictures and a JSON document."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import mlflow
-from matplotlib import pyplot
 
 from segfleet.client import Client
-from segfleet.errors import SegfleetError, ServiceError
+from segfleet.errors import DataError, SegfleetError, ServiceError
+from segfleet_jobs import report_sections as parts
+from segfleet_jobs.charts import largest_confusions
+from segfleet_jobs.paper import compare
+from segfleet_jobs.registered_model import fetch_registered
+from segfleet_jobs.report_material import Material, Sources, gather
+from segfleet_jobs.report_page import Page, SectionOfPage, render
+from segfleet_pipelines.photo import read_photo
+from segfleet_pipelines.picture import MAX_PIXELS, Pixels
 
-CURVES = {"loss": "train/loss", "lr": "train/lr", "miou": "val/miou", "samples_per_s": "train/samples_per_s"}
-Curve = list[tuple[int, float]]
-
-
-def fetch_curves(client: mlflow.MlflowClient, run_id: str) -> dict[str, Curve]:
-    """The run's curves as (step, value) points in order of steps."""
-    return {
-        name: sorted((point.step, point.value) for point in client.get_metric_history(run_id, key))
-        for name, key in CURVES.items()
-    }
-
-
-def smoothed(curve: Curve, weight: float = 0.9) -> Curve:
-    """Exponential mean without the start's bias, for reading a noisy loss."""
-    mean, norm, result = 0.0, 0.0, []
-    for step, value in curve:
-        mean, norm = weight * mean + (1 - weight) * value, weight * norm + (1 - weight)
-        result.append((step, mean / norm))
-    return result
+NUM_ATTENTION_PICTURES = 2
 
 
-def draw_curves(curves: Mapping[str, Curve], baseline: float, path: Path) -> None:
-    """Loss, mIoU and learning rate over the steps."""
-    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-    left.plot(*_axes(curves["loss"]), color="#9ab8d8", linewidth=0.8, label="each point")
-    left.plot(*_axes(smoothed(curves["loss"])), color="#1f4e8c", linewidth=1.6, label="smoothed")
-    left.set(title="training loss", xlabel="step")
-    left.legend(frameon=False)
-    middle.plot(*_axes(curves["miou"]), color="#217a3c", marker="o", markersize=3.5)
-    middle.axhline(baseline, color="#888888", linestyle="--", linewidth=1)
-    middle.annotate("always the commonest class", (0.02, baseline), xycoords=("axes fraction", "data"), va="bottom")
-    middle.set(title="validation mIoU", xlabel="step", ylim=(0, 1))
-    right.plot(*_axes(curves["lr"]), color="#a05010")
-    right.set(title="learning rate", xlabel="step")
-    for axes in (left, middle, right):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-
-
-def draw_classes(iou: Mapping[str, float | None], path: Path) -> None:
-    """IoU of each class as bars, the best on top; classes that do not occur are left out."""
-    present = sorted(((value, name) for name, value in iou.items() if value is not None))
-    figure, axes = pyplot.subplots(figsize=(7, 0.9 + 0.27 * len(present)), layout="constrained")
-    bars = axes.barh([name for _, name in present], [value for value, _ in present], color="#3a76b0")
-    axes.bar_label(bars, labels=[f"{value:.3f}" for value, _ in present], padding=3, fontsize=8)
-    axes.set(xlim=(0, 1.08), xlabel="IoU", title="per class")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-
-
-def write_report(job: Mapping[str, Any], client: mlflow.MlflowClient, out: Path) -> dict[str, str]:
-    """Write report.md with its pictures.
+def write_report(
+    job: Mapping[str, Any], sources: Sources, out: Path, pictures: Sequence[Path] = ()
+) -> tuple[dict[str, Any], Page]:
+    """Write report.html, report.json and the pictures.
 
     Args:
-        job: A succeeded training job as the service describes it.
-        client: Of the MLflow server that tracked it.
+        job: A succeeded training or evaluation as the service describes it.
+        sources: Where its parts are.
         out: Folder for the files, made if it is not there.
+        pictures: Pictures to draw attention maps on; none: some of the dataset's.
 
     Returns:
-        Paths of the files by what they show.
+        The content of report.json, and the page.
 
     Raises:
         ServiceError: the job has no result to report.
+        DataError: a given picture cannot be read.
+        OSError: the folder cannot be written to.
     """
-    result = job.get("result") or {}
-    if job["kind"] != "train" or "miou" not in result:
+    if job["kind"] not in ("train", "evaluate") or "miou" not in (job.get("result") or {}):
         raise ServiceError(
-            f"job {job['id']} is a {job['kind']} job in state {job['state']}; a report needs a succeeded training"
+            f"job {job['id']} is a {job['kind']} job in state {job['state']}; "
+            "a report needs a succeeded training or evaluation"
         )
+    own: list[parts.Shown] = [(path.name, _read(path), None) for path in pictures]
     out.mkdir(parents=True, exist_ok=True)
-    run_id = result["mlflow_run"]
-    files = {"report": out / "report.md", "curves": out / "curves.png", "classes": out / "classes.png"}
-    curves = fetch_curves(client, run_id)
-    draw_curves(curves, result["baseline_miou"], files["curves"])
-    draw_classes(result["iou"], files["classes"])
-    sheet = _best_sheet(client, run_id, result["best_step"], out)
-    if sheet is not None:
-        files["predictions"] = sheet
-    files["report"].write_text(_markdown(job, result, curves, sheet is not None), encoding="utf-8")
-    return {name: str(path) for name, path in files.items()}
+    found = gather(job, sources, 0 if own else NUM_ATTENTION_PICTURES, _say)
+    shown = own or [(sample.key, sample.image, sample.mask) for sample in found.samples]
+    page = Page(
+        str(job["name"]), f"{job['kind']} {job['id']}, {job['state']}", key_figures(found), _sections(found, out, shown)
+    )
+    _say("writing the page")
+    (out / "report.html").write_text(render(page), encoding="utf-8")
+    document = _document(found, page, out)
+    (out / "report.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    return document, page
 
 
-def _best_sheet(client: mlflow.MlflowClient, run_id: str, step: int, out: Path) -> Path | None:
-    name = f"predictions/step-{step:08d}.png"
-    if name not in {entry.path for entry in client.list_artifacts(run_id, "predictions")}:
-        return None
-    with tempfile.TemporaryDirectory() as scratch:
-        content = Path(client.download_artifacts(run_id, name, scratch)).read_bytes()
-    path = out / "predictions.png"
-    path.write_bytes(content)
-    return path
+def _sections(found: Material, out: Path, pictures: Sequence[parts.Shown]) -> list[SectionOfPage]:
+    makers: dict[str, Callable[[], SectionOfPage]] = {
+        "curves": lambda: parts.curves_section(found, out),
+        "classes": lambda: parts.classes_section(found, out),
+        "sizes and boundaries": lambda: parts.sizes_section(found),
+        "confusion": lambda: parts.confusion_section(found, out),
+        "predictions": lambda: parts.predictions_section(found, out),
+        "attention maps": lambda: parts.attention_section(found, out, pictures),
+        "class embeddings": lambda: parts.embeddings_section(found, out),
+        "time": lambda: parts.time_section(found, out),
+        "comparison with the paper": lambda: parts.paper_section(found),
+        "spec": lambda: parts.spec_section(found),
+    }
+    for name in ("sizes and boundaries",) if found.is_training else ("curves", "time"):
+        del makers[name]
+    sections = []
+    for number, (name, make) in enumerate(makers.items(), start=1):
+        _say(f"{name} ({number} of {len(makers)})")
+        sections.append(make())
+    return sections
 
 
-def _markdown(job: Mapping[str, Any], result: Mapping[str, Any], curves: Mapping[str, Curve], has_sheet: bool) -> str:
-    spec, baseline = job["spec"], result["baseline_miou"]
-    speed = [value for _, value in curves["samples_per_s"] if math.isfinite(value)]
-    figures = [
-        ("val mIoU (best)", f"{result['miou']:.4f} at step {result['best_step']}"),
-        ("always the commonest class", f"{baseline:.4f} ({result['miou'] / baseline:.1f} times)"),
-        ("pixel accuracy", f"{result['pixel_accuracy']:.4f}"),
-        ("mean class accuracy", f"{result['mean_accuracy']:.4f}"),
-        ("validation pictures", str(result["num_samples"])),
-        (
-            "model",
-            f"{spec['model']['backbone']}, patch {spec['model']['patch_size']}, {spec['model']['decoder']} decoder",
-        ),
-        ("parameters", f"{result['num_parameters']:,}"),
-        ("steps, global batch, crop", "{steps}, {global_batch}, {crop}".format(**spec["train"])),
+def key_figures(found: Material) -> list[tuple[str, str]]:
+    """Name and value of what a reader wants first."""
+    spec, result = found.job["spec"], found.result
+    miou, baseline = result["miou"], result["baseline_miou"]
+    at = f" at step {result['best_step']}" if found.is_training else ""
+    times = f" ({miou / baseline:.1f} times)" if miou is not None and baseline else ""
+    return [
+        ("mIoU", parts.score(miou) + at),
+        ("always the commonest class", parts.score(baseline) + times),
+        ("pixel accuracy", parts.score(result["pixel_accuracy"])),
+        ("mean class accuracy", parts.score(result["mean_accuracy"])),
+        ("pictures scored", str(result["num_samples"])),
+        ("dataset", found.dataset or Path(spec["data"]["shards"]).name),
+        *(_training_figures(found) if found.is_training else _evaluation_figures(found)),
         ("workers", str(spec["resources"]["workers"])),
-        ("training samples/s (median)", f"{sorted(speed)[len(speed) // 2]:.2f}" if speed else "-"),
+    ]
+
+
+def _evaluation_figures(found: Material) -> list[tuple[str, str]]:
+    result = found.result
+    return [
+        ("boundary mIoU", parts.score(result["boundary_miou"])),
+        ("model", result["model_version"]),
+        ("split", result["split"]),
+        ("protocol", result["protocol"]["label"]),
+        ("seconds", f"{result['seconds']:.1f} ({result['samples_per_s']:.2f} pictures/s)"),
+    ]
+
+
+def _training_figures(found: Material) -> list[tuple[str, str]]:
+    spec, result = found.job["spec"], found.result
+    model, loop = spec["model"], spec["train"]
+    speed = [value for _, value in found.curves["samples_per_s"]]
+    decoder = f", {model['decoder']} decoder" if model["decoder"] else ""
+    figures = [
+        ("model", f"{model['variant'] or model.get('arch', '')} ({model['backbone']}{decoder})"),
+        ("parameters", f"{result['num_parameters']:,}"),
+        ("steps, global batch, crop", f"{loop['steps']}, {loop['global_batch']}, {loop['crop']}"),
+        ("training samples/s (median)", f"{median(speed):.2f}" if speed else "-"),
         ("skipped steps", str(result["skipped_steps"])),
-        *((f"seconds in {part}", f"{seconds:.1f}") for part, seconds in result["seconds"].items()),
     ]
     if result.get("model"):
         figures.append(("registered as", "{name}/{version} @{alias}".format(**result["model"])))
-    parts = [
-        f"# {job['name']} ({job['id']})",
-        _table(("figure", "value"), figures),
-        "![curves](curves.png)",
-        "## Classes\n\n![classes](classes.png)",
-        _table(("class", "IoU"), [(n, "absent" if v is None else f"{v:.4f}") for n, v in result["iou"].items()]),
-    ]
-    if has_sheet:
-        parts.append("## Predictions\n\nPicture, truth, prediction, errors in red.\n\n![predictions](predictions.png)")
-    return "\n\n".join(parts) + "\n"
+    return figures
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [" | ".join(head), " | ".join("---" for _ in head), *(" | ".join(row) for row in rows)]
-    return "\n".join(f"| {line} |" for line in lines)
+def _document(found: Material, page: Page, out: Path) -> dict[str, Any]:
+    """report.json: everything on the page that is not a picture, and the files."""
+    scored = parts.scored_as(found)
+    rows = [] if isinstance(scored, str) else compare(scored)[0]
+    confusions = [] if found.confusion is None else largest_confusions(found.confusion, found.class_names)
+    pictures = [picture.path for section in page.sections for picture in section.pictures]
+    return {
+        "job": found.job["id"],
+        "name": found.job["name"],
+        "kind": found.job["kind"],
+        "result": dict(found.result),
+        "figures": dict(page.figures),
+        "largest_confusions": [
+            {"truth": truth, "prediction": taken, "share_of_class": share, "share_of_errors": of_errors}
+            for truth, taken, share, of_errors in confusions
+        ],
+        "paper": [
+            {"table": row.table, "variant": row.variant, "scales": row.scales, "ours": row.ours, "paper": row.paper}
+            for row in rows
+        ],
+        "missing": {section.title: section.missing for section in page.sections if section.missing},
+        "files": {
+            "report": str(out / "report.html"),
+            "document": str(out / "report.json"),
+            **{path.stem: str(path) for path in pictures},
+        },
+    }
 
 
-def _axes(curve: Curve) -> tuple[list[int], list[float]]:
-    return [step for step, _ in curve], [value for _, value in curve]
+def _read(path: Path) -> Pixels:
+    try:
+        return read_photo(path, MAX_PIXELS)
+    except (OSError, DataError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError(f"picture {str(path)!r}: {reason}") from error
+
+
+def _say(text: str) -> None:
+    print(f"report: {text}", file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; the exit code is 0, or 1 with the reason on stderr."""
-    parser = argparse.ArgumentParser(prog="segfleet report", description="Tables, curves and pictures of a training.")
-    parser.add_argument("job", help="id of a succeeded training job")
+    parser = argparse.ArgumentParser(prog="segfleet report", description="A page of figures, curves and pictures.")
+    parser.add_argument("job", help="id of a succeeded training or evaluation")
     parser.add_argument("--out", type=Path, help="folder for the files (default: report-JOB)")
+    parser.add_argument(
+        "--picture", type=Path, action="append", default=[], help="show attention on this picture; may be repeated"
+    )
     parser.add_argument("--json", action="store_true", help="print the files as one JSON document")
     options = parser.parse_args(arguments)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         with Client() as client:
             job, mlflow_uri = client.job(options.job), client.status()["mlflow"]["url"]
-        tracking = mlflow.MlflowClient(mlflow_uri)
-        files = write_report(job, tracking, options.out or Path(f"report-{options.job}"))
+        with tempfile.TemporaryDirectory(prefix="segfleet-report-") as scratch:
+            sources = Sources(mlflow.MlflowClient(mlflow_uri), fetch_registered, Path(scratch))
+            document, page = write_report(job, sources, options.out or Path(f"report-{options.job}"), options.picture)
     except (SegfleetError, mlflow.exceptions.MlflowException, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if options.json:
-        print(json.dumps({"job": job["id"], "files": files}))
+        print(json.dumps({"job": document["job"], "files": document["files"], "missing": document["missing"]}))
     else:
-        print(Path(files["report"]).read_text(encoding="utf-8"))
-        print("files: " + ", ".join(files.values()))
+        width = max(len(name) for name, _ in page.figures)
+        print("\n".join(f"{name:<{width}}  {value}" for name, value in page.figures))
+        for title, reason in document["missing"].items():
+            print(f"not shown: {title}: {reason}")
+        print(f"report: {document['files']['report']}")
     return 0
 
 

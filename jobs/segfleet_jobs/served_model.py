@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ import mlflow
 import numpy as np
 from mlflow.pyfunc import PythonModel
 
-from segfleet_models.build import ModelConfig, build_segmenter
-from segfleet_models.inference import WindowConfig, predict
-from segfleet_models.weights import load_weights
+from segfleet_models.inference import predict
+from segfleet_models.stored_model import load_stored
 
 
 class ServedSegmenter(PythonModel):  # type: ignore[misc]
@@ -22,14 +20,9 @@ class ServedSegmenter(PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: Any) -> None:
         """Build the model from its configuration and weights."""
-        config = json.loads(Path(context.artifacts["config"]).read_text(encoding="utf-8"))
-        self.class_names = tuple(config["class_names"])
-        self.palette = tuple(tuple(colour) for colour in config["palette"])
-        window = config["window"]
-        self._window = WindowConfig(**{**window, "scales": tuple(window["scales"])})
-        self._model = build_segmenter(ModelConfig.from_dict(config["model"]), pretrained=False)
-        load_weights(self._model, Path(context.artifacts["weights"]))
-        self._model.eval()
+        stored = load_stored(Path(context.artifacts["config"]), Path(context.artifacts["weights"]))
+        self.class_names, self.palette = stored.class_names, stored.palette
+        self._model, self._window = stored.model, stored.window
 
     # MLflow would take type hints for a schema and warn of ours; the logged signature says it instead.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ARG002

@@ -1,22 +1,28 @@
-"""One optimiser step over the global batch."""
+"""One optimiser step over the global batch, without the CPU waiting for the device.
+
+Whether a step may be applied is known on the device alone: the optimiser, the mean of the weights and the buffers are
+told there. What a step did travels to the CPU beside the next step's work and is read when it has arrived.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from segfleet.spec.kinds import TrainSpec
+from segfleet_jobs.ema import KeptBuffers, WeightAverage
 from segfleet_jobs.failure import NonFiniteLossError
 from segfleet_jobs.optim import learning_rate, set_learning_rate
 from segfleet_jobs.ranks import Ranks
 from segfleet_models.losses import cross_entropy_sum
-from segfleet_models.segmenter import Segmenter
+from segfleet_models.segmenter import SegmentationModel
 from segfleet_pipelines.batch import Batch
 from segfleet_pipelines.device_augment import augment_batch
 
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# What autocast computes in; fp32 needs none.
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,91 +44,160 @@ class StepResult:
     must_yield: bool
 
 
+@dataclass(frozen=True, slots=True)
+class LaunchedStep:
+    """A step that the device may still be at.
+
+    Attributes:
+        step: Its number.
+        lr: Its learning rate.
+        figures: On the CPU, once `arrived`: loss, valid pixels, ranks asked to yield, 1 if applied.
+        arrived: When the figures are there; None: they are.
+    """
+
+    step: int
+    lr: float
+    figures: Tensor
+    arrived: torch.cuda.Event | None
+
+
 class TrainStep:
     """Forward, loss, gradient all-reduce and update; every rank decides alike.
 
-    The loss is the mean over the valid pixels of the *global* batch. DDP averages gradients over ranks, so each rank
-    scales its pixel sum by world_size / global pixels.
+    The loss is the mean over the valid pixels (or their class weights) of the *global* batch. DDP averages gradients
+    over ranks, so each rank scales its pixel sum by world_size / global weight.
+
+    Args:
+        model: The plain model.
+        parallel: The model as it is called: itself, or wrapped for several ranks, or compiled.
+        optimizer: Of `build_optimizer`.
+        spec: The training.
+        ignore_index: Label of pixels that do not count.
+        ranks: This process in its group.
+        average: Follows the weights; None: none.
     """
 
     def __init__(
         self,
-        model: Segmenter,
+        model: SegmentationModel,
         parallel: nn.Module,
         optimizer: torch.optim.Optimizer,
         spec: TrainSpec,
         ignore_index: int,
         ranks: Ranks,
+        average: WeightAverage | None = None,
     ) -> None:
-        self._model, self._parallel, self._optimizer = model, parallel, optimizer
+        self._model, self._parallel, self._optimizer, self._average = model, parallel, optimizer, average
         self._spec, self._ignore_index, self._ranks = spec, ignore_index, ranks
         self._trainable = [p for group in optimizer.param_groups for p in group["params"]]
+        weights = spec.loss.class_weights
+        self._class_weights = None if weights is None else torch.tensor(weights, device=ranks.device)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=spec.train.precision == "fp16")
         self.skipped_in_a_row = 0
 
     def __call__(self, batch: Batch, must_yield: bool = False) -> StepResult:
-        """Train on this rank's part of the global batch.
+        """Launch a step and wait for it."""
+        return self.read(self.launch(batch, must_yield))
+
+    def launch(self, batch: Batch, must_yield: bool = False) -> LaunchedStep:
+        """Train on this rank's part of the global batch; does not wait for the device.
 
         Args:
             batch: The part.
-            must_yield: Whether this rank was asked to end the attempt; after the step, all ranks know.
-
-        Raises:
-            NonFiniteLossError: `max_nonfinite_steps` steps in a row could not be applied.
+            must_yield: Whether this rank was asked to end the attempt; whoever reads the step, on any rank, knows.
         """
         lr = learning_rate(self._spec.optim, batch.step, self._spec.train.steps)
         set_learning_rate(self._optimizer, lr)
         self._optimizer.zero_grad(set_to_none=True)
-        loss_sum, num_valid = self._forward(batch)
+        buffers = KeptBuffers(self._model)
+        loss_sum, weight, num_valid = self._forward(batch)
         # One small all-reduce before the backward: if any rank's sum is not finite, the total is not finite.
-        asked = torch.tensor(float(must_yield), dtype=torch.float64, device=loss_sum.device)
-        totals = torch.stack([loss_sum.detach().double(), num_valid.double(), asked])
-        self._ranks.sum_(totals)
-        mean = float(totals[0] / totals[1].clamp(min=1))
-        is_applied = bool(torch.isfinite(totals[0])) and self._backward(loss_sum, totals[1])
+        asked = torch.full_like(weight, float(must_yield))
+        totals = self._ranks.sum_(torch.stack([loss_sum.detach().double(), weight, num_valid.double(), asked]))
+        divisor = torch.where(totals[1] > 0, totals[1], 1.0)
+        is_applied = self._backward(loss_sum, divisor, totals[0])
+        buffers.restore(~is_applied)
+        if self._average is not None:
+            self._average.update(is_applied)
+        figures = torch.stack([totals[0] / divisor, totals[2], totals[3], is_applied.double()])
+        return LaunchedStep(batch.step, lr, *self._send(figures))
+
+    def read(self, launched: LaunchedStep) -> StepResult:
+        """What a step did; each must be read, in order and on all ranks at the same place.
+
+        Raises:
+            NonFiniteLossError: `max_nonfinite_steps` steps in a row could not be applied.
+        """
+        if launched.arrived is not None:
+            launched.arrived.synchronize()
+        loss, num_valid, asked, is_applied = launched.figures.tolist()
         self.skipped_in_a_row = 0 if is_applied else self.skipped_in_a_row + 1
         if self.skipped_in_a_row >= self._spec.train.max_nonfinite_steps:
             raise NonFiniteLossError(
-                f"loss or gradient was not finite in {self.skipped_in_a_row} steps in a row up to step {batch.step}"
+                f"loss or gradient was not finite in {self.skipped_in_a_row} steps in a row up to step {launched.step}"
             )
-        return StepResult(mean, lr, int(totals[1]), is_applied, bool(totals[2] > 0))
+        return StepResult(loss, launched.lr, int(num_valid), bool(is_applied), asked > 0)
 
     def warm_up(self, crop: int) -> None:
-        """One forward and backward on an empty picture; changes neither weights nor optimiser."""
-        device = self._ranks.device
-        images = torch.zeros(1, 3, crop, crop, device=device)
-        masks = torch.zeros(1, crop, crop, dtype=torch.uint8, device=device)
-        total, _ = cross_entropy_sum(self._patch_logits(images), masks, self._model.patch_size, self._ignore_index)
-        torch.autograd.backward(total)
+        """One forward and backward on empty pictures; changes neither weights nor buffers nor optimiser."""
+        device, size = self._ranks.device, self._spec.train.global_batch // self._ranks.world_size
+        images = torch.zeros(size, 3, crop, crop, device=device)
+        masks = torch.zeros(size, crop, crop, dtype=torch.uint8, device=device)
+        buffers = KeptBuffers(self._model)
+        torch.autograd.backward(self._loss(images, masks)[0])
+        buffers.restore(torch.ones((), dtype=torch.bool, device=device))
         self._optimizer.zero_grad(set_to_none=True)
 
-    def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Summed loss, what to divide it by (float64), number of valid pixels."""
         device = self._ranks.device
         images = batch.images.to(device, non_blocking=True)
         masks = batch.masks.to(device, non_blocking=True)
         extents = batch.extents.to(device, non_blocking=True)
         if batch.jitter is not None:
             images, masks = augment_batch(images, masks, extents, batch.jitter.to(device, non_blocking=True))
-        images = self._model.normalise(images, extents)
-        return cross_entropy_sum(self._patch_logits(images), masks, self._model.patch_size, self._ignore_index)
+        loss_sum, weight = self._loss(self._model.normalise(images, extents), masks)
+        num_valid = weight if self._class_weights is None else (masks != self._ignore_index).sum()
+        return loss_sum, weight.double(), num_valid
 
-    def _patch_logits(self, images: torch.Tensor) -> torch.Tensor:
-        precision = self._spec.train.precision
-        with torch.autocast(self._ranks.device.type, dtype=_AUTOCAST.get(precision), enabled=precision != "fp32"):
-            patch_logits: torch.Tensor = self._parallel(images)
-        return patch_logits
+    def _loss(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        loop = self._spec.train
+        if loop.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(
+            self._ranks.device.type, dtype=AUTOCAST.get(loop.precision), enabled=loop.precision != "fp32"
+        ):
+            patch_logits: Tensor = self._parallel(images)
+        return cross_entropy_sum(
+            patch_logits,
+            masks,
+            self._model.output_stride,
+            self._ignore_index,
+            label_smoothing=self._spec.loss.label_smoothing,
+            class_weights=self._class_weights,
+        )
 
-    def _backward(self, loss_sum: torch.Tensor, global_valid: torch.Tensor) -> bool:
-        """Back-propagate and update; False if the (identical on all ranks) gradient is not finite."""
-        scale = self._ranks.world_size / global_valid.clamp(min=1).to(loss_sum.dtype)
+    def _backward(self, loss_sum: Tensor, divisor: Tensor, total: Tensor) -> Tensor:
+        """Back-propagate and update; False on the device if loss or (identical on all ranks) gradient is not finite."""
+        scale = (self._ranks.world_size / divisor).to(loss_sum.dtype)
         torch.autograd.backward(self.scaler.scale(loss_sum * scale))
         self.scaler.unscale_(self._optimizer)
-        gradients = [p.grad for p in self._trainable if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        is_finite = bool(torch.isfinite(norm))
-        if is_finite and self._spec.optim.clip_grad_norm is not None:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._trainable if p.grad is not None])
+        is_applied = torch.isfinite(total) & torch.isfinite(norm).to(total.device)
+        if self._spec.optim.clip_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self._trainable, self._spec.optim.clip_grad_norm, norm)
-        if is_finite:
-            self.scaler.step(self._optimizer)
+        # What GradScaler.step tells a fused optimiser, for every precision; gradients are unscaled already.
+        self._optimizer.grad_scale = None  # type: ignore[attr-defined]
+        self._optimizer.found_inf = (~is_applied).float()  # type: ignore[attr-defined]
+        self._optimizer.step()
         self.scaler.update()
-        return is_finite
+        return is_applied
+
+    def _send(self, figures: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+        """Begin to copy to the CPU."""
+        if figures.device.type != "cuda":
+            return figures, None
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copy = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True).copy_(figures, non_blocking=True)
+        arrived.record()
+        return copy, arrived

@@ -8,7 +8,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +25,6 @@ import segfleet_models
 from segfleet.errors import ServiceError
 from segfleet.spec.kinds import TrainSpec
 from segfleet.spec.resolve import to_document
-from segfleet_jobs import served_model
 from segfleet_jobs.evaluation import window_config
 from segfleet_pipelines.manifest import Manifest
 
@@ -33,7 +32,11 @@ DRAIN_S = 300.0
 PATIENCE_S = 600.0
 _PASSING = frozenset({"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"})
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_. :/-]")
+CONFUSION_FILE = "confusion.json"
+# By its path: MLflow runs the file when it logs and loads a model; an import would run it here.
+_SERVED_MODEL = Path(__file__).with_name("served_model.py")
 T = TypeVar("T")
+_File = tuple[Path, str | None]  # and the folder of the run's artifacts it belongs into
 _REQUIREMENTS = ("mlflow", "numpy", "safetensors", "timm", "torch", "torchvision")
 
 
@@ -72,7 +75,7 @@ def open_run(job_id: str, spec: TrainSpec, manifest: Manifest, data_tags: Mappin
 def _open_run(
     client: mlflow.MlflowClient, job_id: str, spec: TrainSpec, manifest: Manifest, data_tags: Mapping[str, str]
 ) -> str:
-    experiment_id = _experiment(client, f"segfleet/{spec.queue.project}")
+    experiment_id = find_experiment(client, f"segfleet/{spec.queue.project}")
     runs = client.search_runs([experiment_id], f"tags.`segfleet.job` = '{job_id}'", max_results=1)
     if runs:
         run_id = str(runs[0].info.run_id)
@@ -93,7 +96,8 @@ def _open_run(
     return run_id
 
 
-def _experiment(client: mlflow.MlflowClient, name: str) -> str:
+def find_experiment(client: mlflow.MlflowClient, name: str) -> str:
+    """Id of the experiment of this name, made if there is none."""
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
         return str(experiment.experiment_id)
@@ -102,7 +106,7 @@ def _experiment(client: mlflow.MlflowClient, name: str) -> str:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        return _experiment(client, name)  # another first job of the project was quicker
+        return find_experiment(client, name)  # another first job of the project was quicker
 
 
 def metric_name(name: str) -> str:
@@ -131,7 +135,7 @@ class Tracker:
     def __init__(self, run_id: str) -> None:
         self._client = mlflow.MlflowClient()
         self._run_id = run_id
-        self._queue: queue.Queue[tuple[int, list[Metric], Path | None] | threading.Event | None] = queue.Queue()
+        self._queue: queue.Queue[tuple[int, list[Metric], _File | None] | threading.Event | None] = queue.Queue()
         self._recorded: dict[str, int] | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="segfleet-pictures-")
         self._thread = threading.Thread(target=self._drain, name="tracker", daemon=True)
@@ -149,7 +153,16 @@ class Tracker:
         """Store a sheet of sample predictions."""
         path = Path(self._folder.name) / f"step-{step:08d}.png"
         path.write_bytes(png)
-        self._queue.put((step, [], path))
+        self._queue.put((step, [], (path, "predictions")))
+
+    def confusion(self, step: int, matrix: list[list[int]], class_names: Sequence[str]) -> None:
+        """Store the confusion matrix of the best validation so far, (K, K), rows are the truth."""
+        # A folder a step: the writer may not have come to an earlier file of the name yet.
+        path = Path(self._folder.name) / f"step-{step:08d}" / CONFUSION_FILE
+        path.parent.mkdir(exist_ok=True)
+        document = {"step": step, "class_names": list(class_names), "matrix": matrix}
+        path.write_text(json.dumps(document), encoding="utf-8")
+        self._queue.put((step, [], (path, None)))
 
     def flush(self, timeout_s: float) -> None:
         """Wait until all that was given so far is written, or the time is up.
@@ -181,12 +194,12 @@ class Tracker:
             else:
                 self._write_for_sure(*entry)
 
-    def _write_for_sure(self, step: int, points: list[Metric], picture: Path | None) -> None:
+    def _write_for_sure(self, step: int, points: list[Metric], file: _File | None) -> None:
         """Try until it is written; only what MLflow will never take is dropped, aloud."""
         pause_s = 0.5
         while True:
             try:
-                return self._write(step, points, picture)
+                return self._write(step, points, file)
             except MlflowException as error:
                 if error.error_code == "INVALID_PARAMETER_VALUE":
                     print(f"segfleet: MLflow refuses the points of step {step}: {error}", flush=True)
@@ -196,11 +209,11 @@ class Tracker:
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, 30.0)
 
-    def _write(self, step: int, points: list[Metric], picture: Path | None) -> None:
+    def _write(self, step: int, points: list[Metric], file: _File | None) -> None:
         if self._recorded is None:
             self._recorded = self._last_steps()
-        if picture is not None:
-            self._client.log_artifact(self._run_id, str(picture), "predictions")
+        if file is not None:
+            self._client.log_artifact(self._run_id, str(file[0]), file[1])
         fresh = [point for point in points if self._recorded.get(point.key, -1) < step]
         if fresh:
             self._client.log_batch(self._run_id, metrics=fresh)
@@ -234,6 +247,20 @@ def log_model(run_id: str, weights: Path, meta: Mapping[str, Any], spec: TrainSp
         "scores": meta["scores"],
         "step": meta["step"],
     }
+    return log_segmenter(run_id, weights, config)
+
+
+def log_segmenter(run_id: str, weights: Path, config: Mapping[str, Any]) -> str:
+    """Store weights and what `served_model` needs to know of them as a model of a run.
+
+    Args:
+        run_id: The run.
+        weights: A model.safetensors.
+        config: Plain data: model, class_names, palette, ignore_index, window, and whatever else is worth keeping.
+
+    Returns:
+        The logged model's URI, for registration.
+    """
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))]),
         outputs=Schema([TensorSpec(np.dtype(np.int64), (-1, -1, -1))]),
@@ -246,7 +273,7 @@ def log_model(run_id: str, weights: Path, meta: Mapping[str, Any], spec: TrainSp
             with mlflow.start_run(run_id=run_id):
                 logged = mlflow.pyfunc.log_model(
                     name="segmenter",
-                    python_model=str(served_model.__file__),
+                    python_model=str(_SERVED_MODEL),
                     artifacts={"weights": str(weights), "config": str(config_path)},
                     code_paths=[str(Path(str(segfleet_models.__file__)).parent)],
                     signature=signature,

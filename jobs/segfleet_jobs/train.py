@@ -1,41 +1,35 @@
-"""`python -m segfleet_jobs.train`: a training job; the only module that knows Ray Train.
+"""`python -m segfleet_jobs.train`: a training job.
 
-The driver claims the attempt, checks the data, opens the MLflow run and hands the loop to Ray, which places the
-workers, forms the DDP group and restarts it when a worker dies. A restarted group asks the service where the job
-stands, like a first one. In the end the driver exports the best checkpoint and has the service register it.
+The driver claims the attempt, checks the data, opens the MLflow run and hands the loop to the group of workers. A
+restarted group asks the service where the job stands, like a first one. In the end the driver exports the best
+checkpoint and has the service register it.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
-from ray.train import Checkpoint as RayCheckpoint
-from ray.train import CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from segfleet.errors import AttemptFencedError, CheckpointError, LaunchError
 from segfleet.spec.kinds import JobSpec, TrainSpec
 from segfleet.spec.resolve import resolve_spec, to_document
-from segfleet_jobs.attempt import AttemptClient, Credentials, Grant, Heart, Yielded, exit_process
+from segfleet_jobs.attempt import AttemptClient, Grant, Heart, Yielded
 from segfleet_jobs.checked_data import CheckedData, check_data
 from segfleet_jobs.checkpoint import CheckpointRecord, find_step, load_checkpoint
 from segfleet_jobs.evaluation import Picture
 from segfleet_jobs.failure import classify
+from segfleet_jobs.group import Member, attempt_folder, report, run_group
 from segfleet_jobs.loop import Link, TrainingLoop
 from segfleet_jobs.pictures import prediction_sheet
-from segfleet_jobs.ranks import Ranks
 from segfleet_jobs.session import run_attempt
 from segfleet_jobs.tracking import Tracker, end_run, fail_run, log_model, open_run
 from segfleet_pipelines.manifest import Manifest
 
-GROUP_RESTARTS = 3
-START_FAILURES = 3
 FLUSH_PATIENCE_S = 5.0
-COLLECTIVE_TIMEOUT_S = 1800
 
 
 class ServiceLink:
@@ -66,6 +60,10 @@ class ServiceLink:
         if pictures:
             self._tracker.picture(step, prediction_sheet(pictures, manifest))
 
+    def confusion(self, step: int, matrix: torch.Tensor, manifest: Manifest) -> None:
+        """Store the confusion matrix in place of an earlier one."""
+        self._tracker.confusion(step, matrix.tolist(), manifest.class_names)
+
     def must_yield(self) -> bool:
         """What the answer to a heartbeat has said."""
         return self._heart.must_yield
@@ -88,6 +86,9 @@ class SilentLink:
         """Rank 0 tells."""
 
     def pictures(self, step: int, pictures: tuple[Picture, ...], manifest: Manifest) -> None:
+        """Rank 0 tells."""
+
+    def confusion(self, step: int, matrix: torch.Tensor, manifest: Manifest) -> None:
         """Rank 0 tells."""
 
     def must_yield(self) -> bool:
@@ -130,79 +131,31 @@ def work(grant: Grant, spec: JobSpec, client: AttemptClient, heart: Heart) -> di
 
 
 def _fit(grant: Grant, spec: TrainSpec, data: CheckedData, run_id: str, job_folder: Path) -> dict[str, Any] | Yielded:
-    resources = spec.resources
-    # Ray's own folder of this run: it wants the checkpoints it is told of inside.
-    attempt_folder = job_folder / grant.credentials.attempt_id
     config = {
         "spec": to_document(spec),
         "skips": data.skips,
         "content_ids": data.content_ids,
-        "credentials": grant.credentials,
         "run_id": run_id,
         "job_folder": str(job_folder),
-        "attempt_folder": str(attempt_folder),
+        "attempt_folder": str(attempt_folder(grant)),
     }
-    trainer = TorchTrainer(
-        _train_worker,
-        train_loop_config=config,
-        torch_config=TorchConfig(
-            backend="nccl" if resources.gpus_per_worker else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
-        ),
-        scaling_config=ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=bool(resources.gpus_per_worker),
-            resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker},
-        ),
-        run_config=RunConfig(
-            name=grant.credentials.attempt_id,
-            storage_path=str(job_folder),
-            failure_config=FailureConfig(max_failures=GROUP_RESTARTS, controller_failure_limit=START_FAILURES),
-        ),
-    )
-    result: dict[str, Any] | Yielded = trainer.fit().return_value
-    return result
+    return run_group(grant, spec.resources, _train, config)
 
 
-def _train_worker(config: dict[str, Any]) -> dict[str, Any] | Yielded:
-    """One rank, inside a Ray Train worker."""
-    context = ray.train.get_context()
-    device = get_device()
+def _train(member: Member, config: Mapping[str, Any]) -> dict[str, Any] | Yielded:
+    """One rank's part."""
     spec = resolve_spec(config["spec"])
     if not isinstance(spec, TrainSpec):
         raise LaunchError("the workers were given another kind of job")
-    if device.type == "cpu":
-        torch.set_num_threads(spec.resources.cpus_per_worker)
-    ranks = Ranks(context.get_world_rank(), context.get_world_size(), device)
-    credentials: Credentials = config["credentials"]
     folders = Path(config["job_folder"]), Path(config["attempt_folder"])
     checked = config["skips"], config["content_ids"]
-    client = AttemptClient(credentials)
-    try:
-        if not ranks.is_main:
-            return TrainingLoop(spec, ranks, SilentLink(), *folders, _report, *checked).run()
-        with Heart(client, exit_process) as heart:
-            tracker = Tracker(config["run_id"])
-            link: Link = ServiceLink(client, heart, tracker)
-            result = TrainingLoop(spec, ranks, link, *folders, _report, *checked).run()
-            tracker.close()
-            return result
-    except Exception as error:
-        # What another try of the same group cannot change ends the attempt here, in the words of the rank that knows.
-        failure_class, message = classify(error)
-        if failure_class != "infra":
-            client.fail(failure_class, f"rank {ranks.rank}: {message}")
-        raise
-    finally:
-        client.close()
-
-
-def _report(metrics: dict[str, Any], checkpoint: str | None) -> None:
-    """Tell Ray Train, on every rank; the files are in place already, so Ray only notes where."""
-    ray.train.report(
-        metrics,
-        checkpoint=RayCheckpoint.from_directory(checkpoint) if checkpoint else None,
-        checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
-    )
+    if member.voice is None:
+        return TrainingLoop(spec, member.ranks, SilentLink(), *folders, report, *checked).run()
+    tracker = Tracker(config["run_id"])
+    link: Link = ServiceLink(member.voice.client, member.voice.heart, tracker)
+    result = TrainingLoop(spec, member.ranks, link, *folders, report, *checked).run()
+    tracker.close()
+    return result
 
 
 def _export(

@@ -8,12 +8,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from segfleet_models.build import ModelConfig, build_segmenter
+
+Channels = tuple[float, float, float]
+# Pixels from -1 to 1, as AugReg's weights expect: 127.5 and 127.5 on 0..255.
+HALF: Channels = (0.5, 0.5, 0.5)
 
 # (channels, layers, heads) -> timm's names of the plain ViT and of the distilled DeiT; weights tags do not matter.
 _BACKBONES = {
@@ -36,7 +41,12 @@ class Imported:
         stride: Its step, pixels.
         short_side: To which pictures are resized in evaluation; None: their own size.
         dataset: Name of the dataset as the file says it, if it does.
+        protocol: How its code cuts pictures into windows, see `WindowConfig`.
+        class_names: In label order, if the file has them.
+        palette: Their colours (RGB, 0..255), if the file has them.
         left_out: Keys of the file that an encoder and a decoder have no use for, such as the ImageNet heads.
+        assumed: What the file does not say and is taken to be as in what its code publishes: `pixels`, `epsilon`,
+            `window` or `short_side`, each with words for a person.
     """
 
     config: ModelConfig
@@ -45,7 +55,11 @@ class Imported:
     stride: int
     short_side: int | None = None
     dataset: str | None = None
+    protocol: Literal["reference", "mmseg"] = "reference"
+    class_names: tuple[str, ...] | None = None
+    palette: tuple[tuple[int, int, int], ...] | None = None
     left_out: tuple[str, ...] = ()
+    assumed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

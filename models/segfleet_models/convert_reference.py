@@ -11,14 +11,21 @@ import yaml
 from torch import Tensor
 
 from segfleet_models.build import ModelConfig
-from segfleet_models.convert import Imported, Source, backbone_name, stored_grid, take_over, without_wrappers
+from segfleet_models.convert import (
+    HALF,
+    Channels,
+    Imported,
+    Source,
+    backbone_name,
+    stored_grid,
+    take_over,
+    without_wrappers,
+)
 from segfleet_models.weights import read_tensors
 
-Channels = tuple[float, float, float]
-_HALF: Channels = (0.5, 0.5, 0.5)
 # The reference rounds ImageNet's statistics to two decimals of 0..255.
 _NORMALISATIONS: dict[str, tuple[Channels, Channels]] = {
-    "vit": (_HALF, _HALF),
+    "vit": (HALF, HALF),
     "deit": ((123.68 / 255, 116.28 / 255, 103.53 / 255), (58.4 / 255, 57.12 / 255, 57.38 / 255)),
 }
 _DECODERS: dict[str, Literal["mask", "linear"]] = {"mask_transformer": "mask", "linear": "linear"}
@@ -96,16 +103,17 @@ def from_reference(state: Mapping[str, Tensor], variant: Mapping[str, Any]) -> I
     """
     state = without_wrappers(state)
     config = _config(state, _section(variant, "net_kwargs"), variant)
-    weights, left_out = take_over(config, state, _source, _UNUSED)
     evaluation = _section(variant, "inference_kwargs")
+    short_side, window, stride = (_integer(evaluation, name) for name in ("im_size", "window_size", "window_stride"))
     data = variant.get("dataset_kwargs")
     dataset = data.get("dataset") if isinstance(data, Mapping) else None
+    weights, left_out = take_over(config, state, _source, _UNUSED)
     return Imported(
         config,
         weights,
-        window=_integer(evaluation, "window_size"),
-        stride=_integer(evaluation, "window_stride"),
-        short_side=_integer(evaluation, "im_size"),
+        window=window,
+        stride=stride,
+        short_side=short_side,
         dataset=str(dataset) if dataset else None,
         left_out=left_out,
     )

@@ -26,11 +26,19 @@ class LinearDecoder(nn.Module):
     Args:
         embed_dim: C of the encoder.
         num_classes: K.
+        dropout: Of whole channels before the layer, in [0, 1).
+        norm: "batch": batch normalisation before that, as in DINOv3's recipe for frozen encoders.
     """
 
-    def __init__(self, embed_dim: int, num_classes: int) -> None:
+    scale, layers = 1, ()
+
+    def __init__(
+        self, embed_dim: int, num_classes: int, dropout: float = 0.0, norm: Literal["none", "batch"] = "none"
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.norm = nn.BatchNorm1d(embed_dim) if norm == "batch" else None
+        self.dropout = nn.Dropout1d(dropout) if dropout else None
         self.head = nn.Linear(embed_dim, num_classes)
         self.apply(_init_weights)
 
@@ -47,7 +55,13 @@ class LinearDecoder(nn.Module):
         Raises:
             ValueError: N differs from h * w.
         """
-        return _to_grid(self.head(tokens), grid_size)
+        # Both take channels second: (B, C, N).
+        channels = tokens.transpose(1, 2)
+        if self.norm is not None:
+            channels = self.norm(channels)
+        if self.dropout is not None:
+            channels = self.dropout(channels)
+        return to_grid(self.head(channels.transpose(1, 2)), grid_size)
 
 
 class MaskTransformerDecoder(nn.Module):
@@ -64,6 +78,8 @@ class MaskTransformerDecoder(nn.Module):
         dropout: Rate inside the blocks, in [0, 1).
         few_classes_norm: "scale" as said above; "layer" keeps the LayerNorm, for weights that were trained with it.
     """
+
+    scale, layers = 1, ()
 
     def __init__(
         self,
@@ -104,12 +120,12 @@ class MaskTransformerDecoder(nn.Module):
             ValueError: N differs from h * w.
         """
         num_patches = tokens.shape[1]
-        classes = self.cls_emb.expand(len(tokens), -1, -1)
+        classes = self.cls_emb.expand(tokens.shape[0], -1, -1)
         joint = torch.cat([self.proj_dec(tokens), classes], dim=1)
         joint = self.decoder_norm(self.blocks(joint))
         patches = F.normalize(joint[:, :num_patches] @ self.proj_patch, dim=-1)
         classes = F.normalize(joint[:, num_patches:] @ self.proj_classes, dim=-1)
-        return _to_grid(self.mask_norm(patches @ classes.transpose(1, 2)), grid_size)
+        return to_grid(self.mask_norm(patches @ classes.transpose(1, 2)), grid_size)
 
 
 class ScaledCosine(nn.Module):
@@ -125,12 +141,17 @@ class ScaledCosine(nn.Module):
         return cosines * self.weight + self.bias
 
 
-def _to_grid(logits: Tensor, grid_size: tuple[int, int]) -> Tensor:
+def to_grid(logits: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """Values of tokens (B, N, K) as a map (B, K, h, w), row-major.
+
+    Raises:
+        ValueError: N differs from h * w.
+    """
     height, width = grid_size
     if logits.shape[1] != height * width:
         raise ValueError(f"{logits.shape[1]} tokens do not fill a grid of {height}x{width} patches")
     # Contiguous: everything downstream is an order of magnitude larger, and would copy into this layout there.
-    return logits.transpose(1, 2).reshape(len(logits), -1, height, width).contiguous()
+    return logits.transpose(1, 2).reshape(logits.shape[0], -1, height, width).contiguous()
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -2,15 +2,17 @@
 
 This module is the only door to timm. Shapes: B batch, C channels, H W pixels, h w patches, N = h * w tokens.
 
-Dosovitskiy et al. 2020 (ViT), Touvron et al. 2020 (DeiT), Oquab et al. 2023 (DINOv2), Beyer et al. 2022 (FlexiViT: how
-a patch embedding is resampled).
+Dosovitskiy et al. 2020 (ViT), Touvron et al. 2020 (DeiT), Oquab et al. 2023 (DINOv2), Zhai et al. 2023 (SigLIP), Fang
+et al. 2023 (EVA-02), Simeoni et al. 2025 (DINOv3), Beyer et al. 2022 (FlexiViT: how a patch embedding is resampled).
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import timm
@@ -19,11 +21,14 @@ from timm.layers import resample_patch_embed
 from timm.models import is_model_in_modules
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from segfleet_models.positions import PositionMode, resize_positions, source_mode
 
-# Where timm keeps the plain ViTs: learned absolute positions, one resolution throughout.
-_PLAIN_VIT_MODULES = ("vision_transformer", "deit")
+# Where timm keeps the plain ViTs, of one resolution throughout: with learned absolute positions alone, and with rotary
+# ones (DINOv3, EVA-02), which timm makes for any grid itself.
+_PLAIN_VIT_MODULES = ("vision_transformer", "deit", "eva")
+_BLOCK = re.compile(r"\bblocks\.(\d+)\.")
 # Parts of a classifier or of its pre-training that a weights file may hold and an encoder has no use for.
 _UNUSED_KEYS = ("head.", "head_dist.", "fc_norm.", "mask_token")
 
@@ -51,6 +56,8 @@ class Encoder(nn.Module):
         patch_size: Side of a patch in pixels.
         num_prefix_tokens: Class, distillation and register tokens; they never leave the encoder.
         position_mode: How position embeddings are resized.
+        depth: Number of blocks.
+        recomputes: Whether a block's activations are made again in the backward pass instead of being kept.
         mean: Per channel (RGB), in units of [0, 1], as the backbone's weights expect.
         std: Same units.
 
@@ -88,6 +95,8 @@ class Encoder(nn.Module):
         self.embed_dim: int = self.vit.embed_dim
         self.patch_size = patch_size
         self.num_prefix_tokens: int = self.vit.num_prefix_tokens
+        self.depth = len(self.vit.blocks)
+        self.recomputes = False
         self.position_mode: PositionMode = position_mode or source_mode(backbone)
         self.mean = mean or _channels(self.vit.pretrained_cfg["mean"])
         self.std = std or _channels(self.vit.pretrained_cfg["std"])
@@ -104,19 +113,60 @@ class Encoder(nn.Module):
         Raises:
             ValueError: H or W is no multiple of the patch size.
         """
+        return self.levels(images, ())[0]
+
+    def levels(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Encode normalised pictures, and look in at lower blocks.
+
+        Args:
+            images: (B, 3, H, W), H and W multiples of `patch_size`.
+            layers: Blocks, from 1, after which to look, before any norm.
+
+        Returns:
+            Patch tokens (B, N, C) after each of these blocks, in order, and at last those that `forward` returns.
+
+        Raises:
+            ValueError: H or W is no multiple of the patch size.
+        """
         height, width = images.shape[-2:]
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(f"picture of {height}x{width} pixels is no multiple of the patch size {self.patch_size}")
-        tokens = self.vit.norm(self.vit.blocks(self._embed(images)))
-        patch_tokens: Tensor = tokens[:, self.num_prefix_tokens :]
-        return patch_tokens
+        tokens, rotations = self._embed(images)
+        found = []
+        for number, block in enumerate(self.vit.blocks, 1):
+            tokens = self._run(block, tokens, {} if rotations is None else {"rope": rotations[number - 1]})
+            if number in layers:
+                found.append(tokens)
+        return [level[:, self.num_prefix_tokens :] for level in (*found, self.vit.norm(tokens))]
 
-    def _embed(self, images: Tensor) -> Tensor:
+    def layer_of(self, name: str) -> int:
+        """How deep a parameter of this name lies: 0 the embeddings, then the blocks from 1, then the final norm."""
+        block = _BLOCK.search(name)
+        if block is not None:
+            return int(block[1]) + 1
+        return self.depth + 1 if name.startswith("vit.norm.") else 0
+
+    def _run(self, block: nn.Module, tokens: Tensor, extra: dict[str, Tensor]) -> Tensor:
+        if self.recomputes and torch.is_grad_enabled():
+            again: Tensor = checkpoint(partial(block, **extra), tokens, use_reentrant=False)
+            return again
+        result: Tensor = block(tokens, **extra)
+        return result
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, Sequence[Tensor] | None]:
+        """The first block's input, and each block's rotations if the backbone has rotary positions."""
+        if self.is_rotary:
+            tokens, rotations = self.vit._pos_embed(self.vit.patch_embed(images))
+            each = rotations if getattr(self.vit, "rope_mixed", False) else [rotations] * self.depth
+            return self.vit.norm_pre(tokens), each
+        return self._embed_absolute(images), None
+
+    def _embed_absolute(self, images: Tensor) -> Tensor:
         patches = self.vit.patch_embed.proj(images)  # B C h w
         grid_size = patches.shape[-2:]
         patches = self.vit.patch_embed.norm(patches.flatten(2).transpose(1, 2))  # B N C
         tokens = (getattr(self.vit, name, None) for name in ("cls_token", "dist_token", "reg_token"))
-        prefix = [token.expand(len(images), -1, -1) for token in tokens if token is not None]
+        prefix = [token.expand(images.shape[0], -1, -1) for token in tokens if token is not None]
         positions = resize_positions(
             self.vit.pos_embed,
             self.vit.patch_embed.grid_size,
@@ -130,6 +180,11 @@ class Encoder(nn.Module):
             joint = torch.cat([*prefix, patches + positions], dim=1)
         embedded: Tensor = self.vit.norm_pre(self.vit.pos_drop(joint))
         return embedded
+
+    @property
+    def is_rotary(self) -> bool:
+        """Whether attention itself knows where tokens lie."""
+        return getattr(self.vit, "rope", None) is not None
 
     @property
     def _num_prefix_positions(self) -> int:
@@ -243,15 +298,17 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def _create_vit(backbone: str, **options: object) -> Any:
     if not timm.is_model(backbone) or not is_model_in_modules(backbone, _PLAIN_VIT_MODULES):
-        names = timm.list_models(module="vision_transformer") + timm.list_models(module="deit")
+        names = [name for module in _PLAIN_VIT_MODULES for name in timm.list_models(module=module)]
         near = difflib.get_close_matches(backbone.split(".")[0], names, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "for instance vit_small_patch16_384"
         raise ValueError(f"{backbone!r} is not a plain ViT known to timm; {hint}")
     # No pooling: pooling heads would be parameters without gradients. Only distilled DeiT knows no other than its own.
     pooling = {} if "distilled" in backbone else {"global_pool": ""}
+    if is_model_in_modules(backbone, ("eva",)):
+        options["dynamic_img_size"] = True
     vit = timm.create_model(backbone, num_classes=0, **pooling, **options)
-    if vit.pos_embed is None:
-        raise ValueError(f"{backbone!r} has no learned position embedding; use another plain ViT")
+    if vit.pos_embed is None and getattr(vit, "rope", None) is None:
+        raise ValueError(f"{backbone!r} has neither learned nor rotary positions; use another plain ViT")
     return vit
 
 

@@ -52,6 +52,18 @@ class Side:
         """The pixels in opposite order."""
         return Side(self.weights.flip(0), self.places, self.spans.flip(1))
 
+    def of_rows(self, pixels: slice) -> tuple[range, Side]:
+        """The windows that these pixels need, and the side that they alone make of these pixels."""
+        weights = self.weights[pixels]
+        needed = (weights != 0).any(dim=0)[self.places].any(dim=1).nonzero()
+        windows = range(int(needed.min()), int(needed.max()) + 1)
+        if len(windows) == len(self.places) and len(weights) == len(self.weights):
+            return windows, self
+        places = self.places[windows.start : windows.stop]
+        sources = places.flatten().sort().values
+        weights = weights[:, sources].contiguous()
+        return windows, Side(weights, torch.searchsorted(sources, places), _spans(weights))
+
     def part(self, pixels: slice) -> tuple[slice, Tensor]:
         """The sources that these pixels need, and their weights."""
         sources = slice(int(self.spans[0, pixels].min()), int(self.spans[1, pixels].max()))
@@ -79,13 +91,16 @@ def build_side(starts: Sequence[int], window: int, patches: int, upsampled: int,
     weights = weights.flatten(1).div_(cover)[:, order]
     if num_pixels != len(weights):
         weights = F.interpolate(weights.T[None], size=num_pixels, mode="linear", align_corners=False)[0].T
+    return Side(weights.contiguous(), order.argsort().view(len(starts), patches), _spans(weights))
+
+
+def _spans(weights: Tensor) -> Tensor:
     used = (weights != 0).to(torch.uint8)
-    spans = torch.stack([used.argmax(dim=1), used.shape[1] - used.flip(1).argmax(dim=1)])
-    return Side(weights.contiguous(), order.argsort().view(len(starts), patches), spans)
+    return torch.stack([used.argmax(dim=1), used.shape[1] - used.flip(1).argmax(dim=1)])
 
 
 class Mosaic:
-    """The logits of one pass over a picture, as its windows' patches.
+    """The logits of one pass over a picture, or over some of its rows, as its windows' patches.
 
     Args:
         down: Rows of the picture.
@@ -103,6 +118,10 @@ class Mosaic:
         rows, columns = self.down.places[place[0]][:, None], self.across.places[place[1]]
         self.logits[rows, columns] = patch_logits.permute(1, 2, 0).float()
 
+    def take_over(self, other: Mosaic, row: int, other_row: int) -> None:
+        """Copy a row of windows from a mosaic of other rows of the same pass."""
+        self.logits[self.down.places[row]] = other.logits[other.down.places[other_row]]
+
     def strip(self, columns: slice) -> Tensor:
         """Logits upsampled across: (S, columns, K)."""
         sources, weights = self.across.part(columns)
@@ -117,15 +136,15 @@ class Mosaic:
             return (weights.to(strip.device) @ strip[sources].flatten(1)).view(-1, *strip.shape[1:])
 
 
-def score_tiles(passes: Sequence[Mosaic], *, as_probabilities: bool) -> Iterator[Tile]:
-    """Scores of every pixel, tile by tile.
+def score_tiles(passes: Sequence[Mosaic]) -> Iterator[Tile]:
+    """Scores of every pixel, tile by tile; the best class is the one of the highest score.
 
     Args:
-        passes: Over one picture; several are averaged as probabilities.
-        as_probabilities: Softmax also for a single pass, which keeps the order of the classes without.
+        passes: Over one picture, or over the same rows of one.
 
     Yields:
-        Rows, columns, and the scores (rows, columns, K) of a tile: probabilities, or logits of a single pass.
+        Rows, columns, and the scores (rows, columns, K) of a tile: logits of a single pass, and of several the sum of
+        their probabilities.
     """
     logits = passes[0].logits
     height, width, num_classes = len(passes[0].down.weights), len(passes[0].across.weights), logits.shape[-1]
@@ -137,12 +156,12 @@ def score_tiles(passes: Sequence[Mosaic], *, as_probabilities: bool) -> Iterator
         strips = [one.strip(columns) for one in passes]
         for rows in _slices(height, num_rows):
             bands = (one.band(strip, rows) for one, strip in zip(passes, strips, strict=True))
-            if len(passes) > 1 or as_probabilities:
+            if len(passes) > 1:
                 bands = (band.softmax(dim=-1) for band in bands)
             total = next(bands)
             for band in bands:
                 total += band
-            yield rows, columns, total.div_(len(passes)) if as_probabilities else total
+            yield rows, columns, total
 
 
 def _slices(length: int, step: int) -> list[slice]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import safetensors.torch
@@ -15,13 +15,20 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from segfleet_models.encoder import Encoder, load_exactly
+from segfleet_models.encoder import load_exactly
 from segfleet_models.jax_weights import from_jax
 
 _UNREADABLE = (OSError, pickle.UnpicklingError, RuntimeError, EOFError)
 
 
-def load_encoder_weights(encoder: Encoder, path: str | Path) -> None:
+class TakesBackbone(Protocol):
+    """What has an encoder to fill."""
+
+    def load_backbone(self, state: Mapping[str, Tensor]) -> None:
+        """Take over timm's weights."""
+
+
+def load_encoder_weights(encoder: TakesBackbone, path: str | Path) -> None:
     """Load a backbone from a local file: timm's or DeiT's, or Google's in JAX's layout.
 
     Args:
@@ -71,16 +78,32 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
     return state
 
 
-def read_torch(path: Path) -> Any:
+def read_torch(path: Path, dropped: Iterable[str] = ()) -> Any:
     """What torch.save wrote, plain data and tensors only.
+
+    Args:
+        path: The file.
+        dropped: Full names of classes and functions whose results an empty object takes the place of, so that data of
+            no use to us does not make a file unreadable. None of them is imported, let alone called.
 
     Raises:
         ValueError: the file cannot be read, or holds objects of other kinds.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(_Dropped, name) for name in dropped]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise ValueError(f"cannot be read as weights: {error}") from error
+
+
+class _Dropped:
+    """Stands where an object of a dropped kind was, and keeps nothing of it."""
+
+    def __init__(self, *_arguments: object) -> None:
+        pass
+
+    def __setstate__(self, _state: object) -> None:
+        pass
 
 
 def _read_container(path: Path) -> Any:

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from segfleet.errors import DataError
 from segfleet_pipelines.png_check import check_png
 
 Pixels = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Palette = Sequence[tuple[int, int, int]]
 
 MAX_PIXELS = 50_000_000
@@ -31,6 +33,7 @@ warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 # Parallelism comes from processes. OpenCV's own threads would crowd them, and do not survive a fork.
 cv2.setNumThreads(0)
 
+_PIXELS_PER_BAND = 2**20
 _EXIF_ORIENTATION = 0x0112
 _PNG_EXIF_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
@@ -139,22 +142,33 @@ def decode_mask(data: bytes) -> Pixels:
         return np.array(image)
 
 
-def encode_mask(mask: Pixels, palette: Palette) -> bytes:
-    """Encode labels (H, W) as an 8-bit palette PNG; labels beyond the palette show black."""
-    image = Image.fromarray(mask)
-    image.putpalette(_table(palette).tobytes())
+def encode_mask(mask: Labels, palette: Palette, text: Mapping[str, str] | None = None) -> bytes:
+    """Encode labels (H, W) as PNG: 8-bit ones with the palette, labels beyond it show black; 16-bit ones as grey.
+
+    Args:
+        mask: Labels, 8 or 16 bits wide.
+        palette: One colour a class.
+        text: What the file says of itself, keyword to text.
+    """
+    image = Image.fromarray(mask if mask.itemsize == 1 else mask.astype(np.uint16, copy=False))
+    if mask.itemsize == 1:
+        image.putpalette(_table(palette)[:256].tobytes())
+    info = PngInfo()
+    for keyword, words in (text or {}).items():
+        info.add_text(keyword, words)
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", bits=8)
+    image.save(buffer, format="PNG", pnginfo=info, **({"bits": 8} if mask.itemsize == 1 else {}))
     return buffer.getvalue()
 
 
-def colorize(mask: Pixels, palette: Palette) -> Pixels:
+def colorize(mask: Labels, palette: Palette) -> Pixels:
     """Colours of a label map, (H, W) -> (H, W, 3) RGB; labels beyond the palette are black."""
-    colors: Pixels = _table(palette)[mask]
+    table = _table(palette)
+    colors: Pixels = table[np.minimum(mask, len(table) - 1)]
     return colors
 
 
-def overlay(image: Pixels, mask: Pixels, palette: Palette, alpha: float = 0.55) -> Pixels:
+def overlay(image: Pixels, mask: Labels, palette: Palette, alpha: float = 0.55) -> Pixels:
     """Blend a picture (H, W, 3) with its label map's colours; labels beyond the palette leave it as it is.
 
     Args:
@@ -163,13 +177,18 @@ def overlay(image: Pixels, mask: Pixels, palette: Palette, alpha: float = 0.55) 
         palette: One colour a class.
         alpha: Share of the colour, 0..1.
     """
-    tint = (alpha * (mask < len(palette))).astype(np.float32)[..., None]
-    blended = image * (1 - tint) + colorize(mask, palette) * tint
-    return np.rint(blended).astype(np.uint8)
+    blended = np.empty_like(image)
+    # In bands: as floats, a large picture would take several times its memory.
+    step = max(1, _PIXELS_PER_BAND // max(1, image.shape[1]))
+    for top in range(0, len(image), step):
+        rows = slice(top, top + step)
+        tint = (alpha * (mask[rows] < len(palette))).astype(np.float32)[..., None]
+        blended[rows] = np.rint(image[rows] * (1 - tint) + colorize(mask[rows], palette) * tint)
+    return blended
 
 
 def _table(palette: Palette) -> Pixels:
-    table = np.zeros((256, 3), np.uint8)
+    table = np.zeros((max(256, len(palette) + 1), 3), np.uint8)
     table[: len(palette)] = np.asarray(palette, np.uint8).reshape(-1, 3)
     return table
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from segfleet.errors import DataError
@@ -56,7 +57,6 @@ def compose_sheet(
     entries: Sequence[tuple[str, Color]],
     *,
     columns: int = 1,
-    ignored: Color | None = None,
 ) -> Image.Image:
     """Lay out views, each scaled to fit a tile.
 
@@ -65,10 +65,9 @@ def compose_sheet(
         rows: A caption and its views, every row with as many; RGB (H, W, 3).
         entries: The legend: names and colours.
         columns: Rows that stand side by side.
-        ignored: Colour of ignored pixels in the views; None: they are striped.
     """
     tiles = [(caption, [_scaled(view) for view in views]) for caption, views in rows]
-    legend = [*entries, ("ignored", ignored)]
+    legend = [*entries, ("ignored", None)]
     return _assemble(title, tiles, legend, min(columns, len(tiles)))
 
 
@@ -84,13 +83,18 @@ def _sample_row(index: SampleIndex, i: int) -> Row:
     return f"{key}  {width} x {height}", [image, overlay(image, mask, palette), _mask_view(mask, palette)]
 
 
-def _mask_view(mask: Pixels, palette: Palette) -> Pixels:
-    """Colours of a mask, (H, W, 3); labels beyond the palette are striped, at the same width on every sheet."""
-    height, width = mask.shape
+def striped(view: Pixels, ignored: npt.NDArray[np.bool_]) -> Pixels:
+    """A view (H, W, 3) with its ignored pixels (H, W) striped, at the same width on every sheet."""
+    height, width = ignored.shape
     period = max(1, round(_STRIPE / min(_TILE_WIDTH / width, _TILE_HEIGHT / height, 1)))
     stripes = np.asarray(_STRIPES, np.uint8)[np.add.outer(np.arange(height), np.arange(width)) // period % 2]
-    view: Pixels = np.where((mask < len(palette))[..., None], colorize(mask, palette), stripes)
-    return view
+    marked: Pixels = np.where(ignored[..., None], stripes, view)
+    return marked
+
+
+def _mask_view(mask: Pixels, palette: Palette) -> Pixels:
+    """Colours of a mask, (H, W, 3); labels beyond the palette are striped."""
+    return striped(colorize(mask, palette), mask >= len(palette))
 
 
 def _scaled(picture: Pixels) -> Image.Image:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
 import mlflow
 import pytest
 from mlflow import MlflowClient
 
+from processes import mlflow_server
 from segfleet.errors import ModelError, ModelRefusedError, ServiceError
-from segfleet.registry.registration import Registration
+from segfleet.registry.registration import Registration, of_content, of_job
 from segfleet.registry.registry import Registry
 
 pytestmark = pytest.mark.integration
@@ -36,44 +31,8 @@ mlflow.models.set_model(Echo())
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("mlflow")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    flags = [
-        f"--port={port}",
-        "--host=127.0.0.1",
-        "--workers=1",
-        f"--backend-store-uri=sqlite:///{folder}/mlflow.db",
-        f"--artifacts-destination={folder}/artifacts",
-    ]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "mlflow", "server", *flags]
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, stdout=log, stderr=log, env={**os.environ, **quiet}, start_new_session=True
-        )
-        try:
-            _await_health(url, process)
-            yield url
-        finally:
-            os.killpg(process.pid, 15)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, 9)
-                process.wait()
-
-
-def _await_health(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(f"{url}/health", timeout=2).is_success:
-                return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    raise AssertionError("the MLflow server did not start")
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +61,11 @@ def wanted(logged: tuple[str, str], request: pytest.FixtureRequest) -> Registrat
     name = request.node.name.replace("_", "-")[:60]
     run_id, model_uri = logged
     return Registration(
-        job_id="job-aaaaaaaa",
-        generation=0,
         name=name,
         alias="candidate",
         run_id=run_id,
         model_uri=model_uri,
+        identity=of_job("job-aaaaaaaa", 0),
         metrics={"miou": 0.25, "pixel_accuracy": None},
         tags={"segfleet.content_id": "c" * 64, "segfleet.job": "job-forged22"},
     )
@@ -124,10 +82,10 @@ def test_a_job_has_one_version_however_often_it_asks(registry: Registry, wanted:
     assert made == [{"name": wanted.name, "version": "1", "alias": "candidate"}] * 4
     # Another process, as after a restart of the service, knows of it too.
     assert Registry(registry.uri).register(wanted)["version"] == "1"
-    other = registry.register(replace(wanted, job_id="job-bbbbbbbb"))
+    other = registry.register(replace(wanted, identity=of_job("job-bbbbbbbb", 0)))
     assert other["version"] == "2"
     assert [version["version"] for version in registry.model(wanted.name)["versions"]] == ["2", "1"]
-    retried = replace(wanted, generation=3)
+    retried = replace(wanted, identity=of_job("job-aaaaaaaa", 3))
     assert [registry.register(retried)["version"] for _ in range(2)] == ["3", "3"]
     assert registry.register(wanted)["version"] == "1"
 
@@ -148,9 +106,34 @@ def test_a_version_tells_where_it_comes_from(registry: Registry, wanted: Registr
 
 def test_the_alias_moves_to_the_newest_asker(registry: Registry, wanted: Registration) -> None:
     registry.register(wanted)
-    registry.register(replace(wanted, job_id="job-bbbbbbbb"))
+    registry.register(replace(wanted, identity=of_job("job-bbbbbbbb", 0)))
     assert registry.version(wanted.name, "@candidate")["version"] == "2"
     assert registry.version(wanted.name, "1")["aliases"] == []
+
+
+def test_an_import_has_one_version_for_each_content(registry: Registry, wanted: Registration) -> None:
+    contents = [of_content(letter * 64) for letter in "aab"]
+    imports = [replace(wanted, identity=content, alias=None) for content in contents]
+    assert [registry.register(one)["version"] for one in imports] == ["1", "1", "2"]
+    assert registry.version(wanted.name, "1")["aliases"] == []
+    assert registry.version(wanted.name, "1")["tags"]["segfleet.content_digest"] == "a" * 64
+    moved = registry.register(replace(imports[0], alias="best"))
+    assert (moved["version"], registry.version(wanted.name, "@best")["version"]) == ("1", "1")
+    # The tags that were sent along name a job; that job's own version is another one all the same.
+    assert registry.register(wanted)["version"] == "3"
+    assert registry.version(wanted.name, "1")["job"] is None
+
+
+def test_figures_are_added_to_a_version_and_replaced(registry: Registry, wanted: Registration) -> None:
+    registry.register(wanted)
+    before = registry.version(wanted.name, "1")
+    name = "eval/boxes-val-0123456789ab/reference-ms6-flip-01234567/miou"
+    registry.add_metrics(wanted.name, "1", {name: 0.25, "eval/x/none": None})
+    registry.add_metrics(wanted.name, "1", {name: 0.5})
+    after = registry.version(wanted.name, "1")
+    assert after == before | {"metrics": before["metrics"] | {name: 0.5}}
+    with pytest.raises(ModelError):
+        registry.add_metrics(wanted.name, "77", {name: 0.5})
 
 
 def test_the_files_come_back_and_load(registry: Registry, wanted: Registration, tmp_path: Path) -> None:

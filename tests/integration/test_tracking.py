@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -17,8 +18,9 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UN
 from segfleet.errors import ServiceError
 from segfleet_jobs import tracking as tracking_module
 from segfleet_jobs.checkpoint import load_checkpoint
-from segfleet_jobs.predict import load_model
-from segfleet_jobs.tracking import Tracker, end_run, fail_run, flatten, log_model, open_run, patiently
+from segfleet_jobs.registered_model import load_registered
+from segfleet_jobs.tracking import CONFUSION_FILE, Tracker, end_run, fail_run, flatten, log_model, open_run, patiently
+from segfleet_models.inference import predict
 from segfleet_pipelines.manifest import Manifest
 from training import RecordingLink, make_dataset, make_train_spec, run_alone
 
@@ -122,12 +124,28 @@ def test_a_sheet_of_pictures_arrives(shards: str, tracking: None) -> None:
     assert [entry.path for entry in artifacts] == ["predictions/step-00000040.png"]
 
 
+def test_the_confusion_of_the_best_validation_replaces_an_earlier_one(
+    shards: str, tracking: None, tmp_path: Path
+) -> None:
+    run_id = open_run("job-confusion", make_train_spec(shards), Manifest.load(shards))
+    tracker = Tracker(run_id)
+    tracker.confusion(20, [[1, 2], [3, 4]], ("a", "b"))
+    tracker.confusion(40, [[5, 0], [0, 5]], ("a", "b"))
+    tracker.close()
+    path = mlflow.MlflowClient().download_artifacts(run_id, CONFUSION_FILE, str(tmp_path))
+    kept = json.loads(Path(path).read_text())
+    assert kept == {"step": 40, "class_names": ["a", "b"], "matrix": [[5, 0], [0, 5]]}
+
+
 def test_the_exported_model_predicts_like_the_trained_one_in_a_fresh_process(
     shards: str, tracking: None, tmp_path: Path
 ) -> None:
     spec, manifest = make_train_spec(shards), Manifest.load(shards)
     link = RecordingLink()
-    run_alone(spec, tmp_path / "job", link)
+    result = run_alone(spec, tmp_path / "job", link)
+    assert max(link.confusions) == result["best_step"]
+    right = link.confusions[result["best_step"]].diagonal().sum() / link.confusions[result["best_step"]].sum()
+    assert float(right) == pytest.approx(result["pixel_accuracy"])
     best = load_checkpoint(Path(link.records[-1].path))
     run_id = open_run("job-export", spec, manifest)
     uri = log_model(run_id, best.path / "model.safetensors", best.meta, spec, manifest)
@@ -136,9 +154,11 @@ def test_the_exported_model_predicts_like_the_trained_one_in_a_fresh_process(
     assert not list(folder.rglob("*.pkl"))
     picture = np.zeros((50, 61, 3), np.uint8)
     picture[10:30, 10:30] = (220, 60, 60)
-    labels = load_model(folder).predict(picture[None])
+    labels = mlflow.pyfunc.load_model(str(folder)).predict(picture[None])
     assert labels.shape == (1, 50, 61)
     assert labels.dtype == np.int64
+    stored = load_registered(folder).stored
+    assert np.array_equal(predict(stored.model, picture, stored.window).numpy(), labels[0])
     np.save(tmp_path / "picture.npy", picture[None])
     # Without our packages on the path: the model must carry its own code.
     script = (

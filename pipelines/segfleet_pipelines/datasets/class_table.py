@@ -69,6 +69,11 @@ class ClassFile(BaseModel):
         return ""
 
 
+def known_tables() -> tuple[str, ...]:
+    """Names of the datasets whose tables are here."""
+    return tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
+
+
 def class_table(name: str) -> ClassFile:
     """The table of a known dataset: classes/NAME.yaml.
 

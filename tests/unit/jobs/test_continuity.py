@@ -32,10 +32,10 @@ def test_every_mixed_dataset_must_be_the_same() -> None:
 
 
 def test_the_spec_may_differ_only_where_the_weights_do_not_see_it() -> None:
-    before = {"data": 1, "model": 2, "optim": 3, "augment": 4, "train": 5, "queue": 6}
-    check_same_spec(before, {**before, "queue": 7})
-    with pytest.raises(CheckpointError, match="other values in data, train"):
-        check_same_spec(before, {**before, "data": 0, "train": 0})
+    before = {"data": {"shards": "/x"}, "train": {"steps": 5, "log_every": 1}, "queue": {"priority": 1}}
+    check_same_spec(before, {**before, "train": {"steps": 5, "log_every": 9}, "queue": {"priority": 2}})
+    with pytest.raises(CheckpointError, match=r"other values in data\.shards, train\.steps; submit"):
+        check_same_spec(before, {**before, "data": {"shards": "/y"}, "train": {"steps": 6, "log_every": 1}})
 
 
 @pytest.mark.parametrize("now", [({3, 5}, set()), ({3}, set()), (set(), set())])

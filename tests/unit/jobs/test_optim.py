@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from segfleet.spec.sections import OptimSpec
-from segfleet_jobs.optim import build_optimizer, learning_rate, set_learning_rate
+from segfleet_jobs.optim import build_optimizer, learning_rate, set_learning_rate, set_training_mode
 from segfleet_models.build import ModelConfig, build_segmenter
 from segfleet_models.segmenter import Segmenter
 
@@ -70,3 +70,47 @@ def test_scale_zero_freezes_the_encoder() -> None:
     assert not any(p.requires_grad for p in model.encoder.parameters())
     assert all(p.requires_grad for p in model.decoder.parameters())
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.decoder.parameters()))
+
+
+def test_cosine_falls_from_lr_to_min_lr_after_the_warm_up() -> None:
+    spec = OptimSpec(schedule="cosine", lr=0.1, min_lr=0.02, warmup_steps=4)
+    rates = [learning_rate(spec, step, 15) for step in range(15)]
+    assert rates[:5] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])
+    assert rates[9] == pytest.approx(0.06)
+    assert rates[14] == pytest.approx(0.02)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+
+
+def test_cosine_bears_a_warm_up_as_long_as_the_training() -> None:
+    spec = OptimSpec(schedule="cosine", lr=0.1, warmup_steps=3)
+    assert [learning_rate(spec, step, 3) for step in range(3)] == pytest.approx([0.1 / 3, 0.2 / 3, 0.1])
+
+
+def test_layers_further_down_learn_more_slowly() -> None:
+    model = tiny_model()
+    optimizer = build_optimizer(model, OptimSpec(name="adamw", layer_decay=0.5, encoder_lr_scale=0.2))
+    set_learning_rate(optimizer, 1.0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates["decoder.cls_emb"] == 1.0
+    assert rates["encoder.vit.norm.weight"] == pytest.approx(0.2)
+    assert rates["encoder.vit.blocks.11.attn.qkv.weight"] == pytest.approx(0.2 * 0.5)
+    assert rates["encoder.vit.blocks.0.attn.qkv.bias"] == pytest.approx(0.2 * 0.5**12)
+    assert rates["encoder.vit.pos_embed"] == rates["encoder.vit.patch_embed.proj.weight"]
+    assert rates["encoder.vit.pos_embed"] == pytest.approx(0.2 * 0.5**13)
+
+
+def test_a_frozen_encoder_is_in_evaluation_mode_and_keeps_no_activations() -> None:
+    model, spec = tiny_model(), OptimSpec(encoder_lr_scale=0.0)
+    build_optimizer(model, spec)
+    set_training_mode(model, spec)
+    assert not any(module.training for module in model.encoder.modules())
+    assert model.decoder.training
+    assert model.encoder(torch.zeros(1, 3, 32, 32)).grad_fn is None
+    set_training_mode(model, OptimSpec())
+    assert model.encoder.training
+
+
+def test_momentum_begins_at_zero_as_a_first_step_may_be_skipped() -> None:
+    optimizer = build_optimizer(tiny_model(), OptimSpec())
+    assert all(not state["momentum_buffer"].any() for state in optimizer.state.values())

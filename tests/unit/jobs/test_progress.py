@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from segfleet.spec.sections import LoopSpec
-from segfleet_jobs.progress import Progress
+from segfleet_jobs.progress import Progress, SplitProgress
 
 
 class Clock:
@@ -49,3 +49,14 @@ def test_each_document_stands_for_itself() -> None:
     progress.validating(2)
     assert told[0] == {"num_steps": 10, "step": 3, "phase": "train", "miou": 0.5}
     assert told[1]["phase"] == "validate"
+
+
+def test_an_evaluation_tells_how_much_is_left_for_all_ranks() -> None:
+    clock, told = Clock(), list[dict[str, Any]]()
+    progress = SplitProgress(7, 2, told.append, clock)
+    for _ in range(4):
+        clock.now += 0.5
+        progress.done()
+    assert [entry["step"] for entry in told] == [2, 4, 6, 7]
+    assert told[0]["samples_per_s"] == pytest.approx(4.0)
+    assert [entry["eta_s"] for entry in told] == pytest.approx([1.2, 0.8, 0.2, 0.0], abs=0.06)

@@ -21,7 +21,7 @@ SIDE = 32
 class TinySegmenter(nn.Module):
     """Scores patches of 8 pixels with one convolution."""
 
-    patch_size = 8
+    output_stride = 8
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ def step(batch: Batch) -> StepResult:
     spec = resolve_spec(train_document())
     assert isinstance(spec, TrainSpec)
     model: Any = TinySegmenter()
-    optimizer = torch.optim.SGD([{"params": list(model.parameters()), "lr_scale": 1.0}], lr=0.1)
+    optimizer = torch.optim.SGD([{"params": list(model.parameters()), "lr_scale": 1.0}], lr=0.1, fused=True)
     return TrainStep(model, model, optimizer, spec, 255, Ranks(0, 1, torch.device("cpu")))(batch)
 
 

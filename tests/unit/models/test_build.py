@@ -58,4 +58,4 @@ def test_settings_reach_both_halves() -> None:
     assert len(model.decoder.blocks) == 1  # type: ignore[arg-type]
     assert model.decoder.blocks[0].attn.attn_drop.p == 0.25  # type: ignore[index,union-attr]
     assert model.encoder.vit.blocks[-1].drop_path2.drop_prob == pytest.approx(0.3)
-    assert (model.patch_size, model.num_classes) == (8, 7)
+    assert (model.output_stride, model.num_classes) == (8, 7)

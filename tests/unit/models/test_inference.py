@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from plain_evaluation import FixedLogits, plain_probabilities
+from segfleet_models import inference
 from segfleet_models.build import ModelConfig, build_segmenter
-from segfleet_models.inference import WindowConfig, pass_size, predict, predict_probabilities, window_starts
+from segfleet_models.inference import (
+    WindowConfig,
+    pass_size,
+    predict,
+    predict_many,
+    predict_probabilities,
+    window_starts,
+)
 from segfleet_models.segmenter import Segmenter
 
 
@@ -139,7 +149,7 @@ def test_mmseg_takes_smaller_windows_and_the_reference_enlarges() -> None:
 def test_a_picture_shrunk_below_the_window_is_looked_at_blurred() -> None:
     seen = []
     model = make_model()
-    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[0].split(1)))
     predict(model, make_image(32, 32), WindowConfig(32, 32, scales=(0.25, 1.0)))
     blurred, sharp = (pixels.diff(dim=3).abs().mean() for pixels in seen)
     assert blurred < sharp / 4
@@ -163,6 +173,77 @@ def test_never_holds_all_classes_of_a_picture_at_full_size() -> None:
     with Watch():
         predict(model, image, WindowConfig(128, 96))  # type: ignore[arg-type]
     assert 0 < largest < 600 * 600 * 150 * 4 / 9
+
+
+@pytest.mark.parametrize("num_bytes", [1, 200_000])
+def test_a_picture_in_bands_scores_each_window_once_and_gives_the_same(
+    num_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, image = make_model(), make_image(150, 90)
+    num_seen = 0
+
+    def count(_: object, inputs: tuple[Tensor]) -> None:
+        nonlocal num_seen
+        num_seen += len(inputs[0])
+
+    model.register_forward_pre_hook(count)
+    for config in (
+        WindowConfig(32, 20, scales=(0.5, 1.0, 1.75), flip=True),
+        WindowConfig(32, 32),
+        WindowConfig(30, 11, protocol="mmseg"),
+        WindowConfig(32, 24, short_side=130),
+    ):
+        num_seen = 0
+        whole = predict_probabilities(model, image, config)
+        windows, num_seen = num_seen, 0
+        with monkeypatch.context() as patch:
+            patch.setattr(inference, "_LOGIT_BYTES", num_bytes)
+            banded = predict_probabilities(model, image, config)
+        assert num_seen == windows
+        torch.testing.assert_close(banded, whole, rtol=0, atol=1e-5)
+
+
+def test_bands_bound_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "_LOGIT_BYTES", 100_000)
+    largest = 0
+    create = inference.Mosaic
+
+    def watched(*arguments: Any) -> inference.Mosaic:
+        nonlocal largest
+        mosaic = create(*arguments)
+        largest = max(largest, mosaic.logits.nbytes)
+        return mosaic
+
+    monkeypatch.setattr(inference, "Mosaic", watched)
+    model, config = FixedLogits(150, 16, (2, 2), 2500), WindowConfig(32, 24)
+    predict(model, torch.zeros(1200, 100, 3, dtype=torch.uint8), config)  # type: ignore[arg-type]
+    assert 0 < largest < 100_000 + 2 * 2 * 8 * 150 * 4  # and a row of windows above and below
+
+
+@pytest.mark.parametrize("num_bytes", [1, 2**29])
+def test_several_pictures_give_what_each_alone_gives(num_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "_LOGIT_BYTES", num_bytes)
+    model, config = make_model(), WindowConfig(32, 24, flip=True, protocol="mmseg")
+    images = [make_image(*size) for size in ((32, 32), (50, 71), (20, 25), (32, 32))]
+    alone = [predict(model, image, config) for image in images]
+    batches = []
+    model.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    together = predict_many(model, images, config)
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+    # 2 + 12 + 2 + 2 windows: the sizes never mix, and a picture in bands stays alone.
+    assert sum(batches) == 18
+    assert batches[:2] == ([2, 4] if num_bytes == 1 else [4, 4])
+
+
+@pytest.mark.parametrize(("most", "expected"), [(2**20, [4, 2]), (2 * 32 * 32, [2, 2, 2]), (1, [1] * 6)])
+def test_large_windows_go_through_a_processor_one_by_one(
+    most: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "_CPU_BATCH_PIXELS", most)
+    model, batches = make_model(), []
+    model.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    predict(model, make_image(64, 96), WindowConfig(32, 32))
+    assert batches == expected
 
 
 def test_takes_arrays_and_answers_with_a_tensor_of_its_own() -> None:

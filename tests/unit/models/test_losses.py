@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from segfleet_models import losses
 from segfleet_models.losses import cross_entropy_sum
 
 IGNORE = 255
@@ -88,3 +89,56 @@ def test_low_precision_logits_are_scored_in_float32() -> None:
 def test_refuses_patches_of_another_size() -> None:
     with pytest.raises(ValueError, match="do not cover"):
         cross_entropy_sum(torch.zeros(1, 5, 2, 2), make_target(1, 33, 32), 16, IGNORE)
+
+
+WEIGHTS = (0.5, 0.0, 3.0, 1.0, 0.25)
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_smoothing_and_class_weights_are_torch_s(smoothing: float, weights: tuple[float, ...] | None) -> None:
+    logits, target = torch.randn(2, 5, 3, 4, dtype=torch.float64, requires_grad=True), make_target(2, 23, 31)
+    factors = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+    total, weight = cross_entropy_sum(logits, target, 8, IGNORE, label_smoothing=smoothing, class_weights=factors)
+    pixels = F.interpolate(logits, scale_factor=8, mode="bilinear")[..., :23, :31]
+
+    def plain(reduction: str) -> torch.Tensor:
+        return F.cross_entropy(
+            pixels, target.long(), factors, ignore_index=IGNORE, reduction=reduction, label_smoothing=smoothing
+        )
+
+    torch.testing.assert_close(total, plain("sum"), rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(total / weight, plain("mean"), rtol=1e-7, atol=1e-7)
+    (gradient,) = torch.autograd.grad(total, logits)
+    (expected,) = torch.autograd.grad(plain("sum"), logits)
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_gradient_is_that_of_the_loss(smoothing: float, weights: tuple[float, ...] | None) -> None:
+    logits, target = torch.randn(1, 5, 2, 2, dtype=torch.float64, requires_grad=True), make_target(1, 6, 5)
+    factors = None if weights is None else torch.tensor(weights)
+
+    def loss(values: torch.Tensor) -> torch.Tensor:
+        return cross_entropy_sum(values, target, 3, IGNORE, label_smoothing=smoothing, class_weights=factors)[0]
+
+    assert torch.autograd.gradcheck(loss, (logits,))
+
+
+def test_the_height_of_a_band_does_not_change_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, target = torch.randn(1, 5, 3, 2), make_target(1, 48, 32)
+    total, _ = cross_entropy_sum(logits, target, 16, IGNORE)
+    monkeypatch.setattr(losses, "_CPU_BAND_ROWS", 37)
+    torch.testing.assert_close(cross_entropy_sum(logits, target, 16, IGNORE)[0], total)
+
+
+def test_a_band_on_a_gpu_is_high_but_bounded() -> None:
+    rows = losses._band_rows(8, 512, 150, torch.device("cuda"))
+    assert 64 <= rows <= 128
+    assert losses._band_rows(1024, 4096, 1000, torch.device("cuda")) == 8
+
+
+def test_as_many_class_weights_as_classes() -> None:
+    with pytest.raises(ValueError, match="3 class weights do not fit 5 classes"):
+        cross_entropy_sum(torch.zeros(1, 5, 1, 1), make_target(1, 2, 2), 2, IGNORE, class_weights=torch.ones(3))

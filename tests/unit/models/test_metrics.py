@@ -60,6 +60,24 @@ def test_bytes_are_counted_like_wider_integers(num_classes: int, ignore_index: i
     )
 
 
+@pytest.mark.parametrize("num_classes", [3, 150, 300])
+def test_counts_parts_of_larger_maps(num_classes: int) -> None:
+    rng = np.random.default_rng(num_classes)
+    dtype = np.uint8 if num_classes <= 256 else np.int16
+    pred, target = rng.integers(0, num_classes, (2, 61, 90)).astype(dtype)
+    target[rng.random(target.shape) < 0.1] = 255 if num_classes <= 255 else -1
+    before = target.copy()
+    expected = np.zeros((num_classes, num_classes), np.int64)
+    valid = target[::2, 1::3] >= 0 if num_classes > 255 else target[::2, 1::3] != 255
+    np.add.at(expected, (target[::2, 1::3][valid], pred[::2, 1::3][valid]), 1)
+    ignore_index = 255 if num_classes <= 255 else -1
+    matrix = confusion_matrix(pred[::2, 1::3], target[::2, 1::3], num_classes, ignore_index)
+    assert np.array_equal(matrix.numpy(), expected)
+    assert np.array_equal(target, before)
+    mixed = confusion_matrix(pred.T, np.asfortranarray(target.T), num_classes, ignore_index)
+    assert torch.equal(mixed, confusion_matrix(pred, target, num_classes, ignore_index))
+
+
 @pytest.mark.parametrize(
     ("pred", "target", "message"),
     [
