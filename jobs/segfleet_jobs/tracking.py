@@ -277,11 +277,17 @@ def log_segmenter(run_id: str, weights: Path, config: Mapping[str, Any]) -> str:
                     artifacts={"weights": str(weights), "config": str(config_path)},
                     code_paths=[str(Path(str(segfleet_models.__file__)).parent)],
                     signature=signature,
-                    pip_requirements=[f"{name}=={metadata.version(name)}" for name in _REQUIREMENTS],
+                    pip_requirements=_requirements(config["model"].get("arch", "segmenter")),
                 )
             return str(logged.model_uri)
 
         return patiently(log)
+
+
+def _requirements(arch: str) -> list[str]:
+    """What a clean environment needs to load the model, in the versions that made it."""
+    more = () if arch in ("segmenter", "setr") else ("segmentation-models-pytorch",)
+    return [f"{name}=={metadata.version(name)}" for name in (*_REQUIREMENTS, *more)]
 
 
 def end_run(run_id: str, summary: Mapping[str, Any]) -> None:

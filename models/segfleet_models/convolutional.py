@@ -32,7 +32,7 @@ _UNUSED_KEYS = re.compile(
 )
 # timm flattens the stages of such an encoder: `layers.0` becomes `layers_0`.
 _FLATTENED = re.compile(r"^(layers|stages|stem|features|blocks)_(\d+)\.")
-_STAGE = re.compile(r"(?:layers?|stages)_?(\d)\.")
+_STAGE = re.compile(r"(?:layers?|stages|blocks)[_.]?(\d)\.")
 
 
 class ConvolutionalSegmenter(SegmentationModel):
@@ -69,7 +69,10 @@ class ConvolutionalSegmenter(SegmentationModel):
         try:
             parts = _PARTS[arch](backbone, num_classes, _options(backbone, img_size, drop_path))
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"backbone {backbone!r} does not go with arch {arch!r}: {error}") from error
+            raise ValueError(
+                f"backbone {backbone!r} does not go with arch {arch!r} ({error}); "
+                "take a ResNet, or for unet and upernet any network with maps of strides 4 to 32"
+            ) from error
         self.encoder, self.decoder, self.head = parts
         self.dropout = nn.Dropout2d(decoder_dropout) if decoder_dropout else nn.Identity()
 

@@ -30,7 +30,7 @@ from segfleet_models.positions import PositionMode, resize_positions, source_mod
 _PLAIN_VIT_MODULES = ("vision_transformer", "deit", "eva")
 _BLOCK = re.compile(r"\bblocks\.(\d+)\.")
 # Parts of a classifier or of its pre-training that a weights file may hold and an encoder has no use for.
-_UNUSED_KEYS = ("head.", "head_dist.", "fc_norm.", "mask_token")
+_UNUSED_KEYS = ("head.", "head_dist.", "fc_norm.", "attn_pool.", "mask_token")
 
 
 class Encoder(nn.Module):
@@ -202,6 +202,9 @@ class Encoder(nn.Module):
         Raises:
             ValueError: names or shapes do not fit; lists what is missing, unexpected or of another shape.
         """
+        if not any(key.startswith("norm.") for key in state):
+            # A classifier that averages over the patches has its final norm behind the average, under another name.
+            state = {re.sub(r"^fc_norm\.", "norm.", key): tensor for key, tensor in state.items()}
         state = {key: tensor.float() for key, tensor in state.items() if not key.startswith(_UNUSED_KEYS)}
         kernel = state.get("patch_embed.proj.weight")
         if kernel is not None and kernel.ndim == 4:

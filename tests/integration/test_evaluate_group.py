@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 
 from registered import make_pulled_model
+from scoring import score_in_group
 from segfleet_jobs.evaluate import Plan, score_split
 from segfleet_jobs.ranks import Ranks
 from segfleet_jobs.tally import read_rows, read_worst
 from segfleet_models.inference import WindowConfig
 from segfleet_pipelines.manifest import Manifest
-from training import free_port, make_dataset
+from training import make_dataset
 
 pytestmark = pytest.mark.integration
 
@@ -28,25 +26,12 @@ def make_plan(shards: str, folder: Path, model: Path) -> Plan:
     return Plan(model, shards, "val", Manifest.load(shards), window, "fp32", 3, folder / "parts")
 
 
-def _rank(rank: int, world_size: int, port: int, plan: Plan, result: Path) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world_size)
-    try:
-        counts = score_split(plan, Ranks(rank, world_size, torch.device("cpu")), None)["counts"]
-    finally:
-        dist.destroy_process_group()
-    torch.save({"matrix": counts.matrix, "boundary": counts.boundary, "n": counts.num_samples}, result / f"{rank}.pt")
-
-
 def test_two_ranks_score_as_one_does(tmp_path: Path) -> None:
     shards = make_dataset(tmp_path / "data")
     model = make_pulled_model(tmp_path / "model", ("ground", "red", "green", "blue"))
     alone, group = (make_plan(shards, tmp_path / name, model) for name in ("alone", "group"))
     expected = score_split(alone, Ranks(0, 1, torch.device("cpu")), None)["counts"]
-    multiprocessing.spawn(_rank, (2, free_port(), group, tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt")
+    for found in score_in_group(group, 2, tmp_path):
         assert torch.equal(found["matrix"], expected.matrix)
         assert torch.equal(found["boundary"], expected.boundary)
         assert found["n"] == expected.num_samples == 5

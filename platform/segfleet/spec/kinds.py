@@ -25,6 +25,7 @@ from segfleet.spec.sections import (
     ResourceSpec,
     Section,
     WriteLocation,
+    has_batch_norm,
 )
 
 Recipe = Literal["ade20k", "pascal_context", "cityscapes", "camvid", "none"]
@@ -80,6 +81,10 @@ class TrainSpec(Section):
                     f"{batch} samples for {workers} workers, and batch normalisation needs two a worker",
                     f"use at least {2 * workers}",
                 )
+            )
+        if self.train.last_batch == "short" and has_batch_norm(self.model.model_dump()):
+            found.append(
+                Problem("train.last_batch", "'short' can leave a worker without samples to normalise over", "use wrap")
             )
         if self.train.checkpoint_activations and self.model.patch_size is None:
             found.append(

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from segfleet.errors import Problem, SpecError
 from segfleet.spec.kinds import KINDS, JobSpec
 from segfleet.spec.recipes import BASELINE_DROPOUT, DECODER_DROPOUT, KIND_DEFAULTS, RECIPES, Defaults, variant_fields
+from segfleet.spec.sections import has_batch_norm
 
 
 def resolve_spec(document: Mapping[str, Any], source: str = "spec") -> JobSpec:
@@ -59,12 +60,15 @@ def _fill_training(document: Mapping[str, Any], problems: list[Problem]) -> dict
     written, model = document.get("model", {}), filled["model"]
     if isinstance(model, dict) and isinstance(written, dict):
         filled["model"] = _fill_model(model, written, problems)
+        filled["train"] = _fill_loop(filled["train"], document.get("train"), filled["model"])
     return filled
 
 
 def _fill_model(model: Defaults, written: Mapping[str, Any], problems: list[Problem]) -> Defaults:
     """The fields a variant stands for, and the decoder's own dropout; a default variant gives way to own fields."""
-    own_fields = {"backbone", "patch_size", "decoder"} <= written.keys() or {"backbone", "arch"} <= written.keys()
+    # Another architecture leaves nothing of the default variant.
+    is_other = written.get("arch", "segmenter") != "segmenter"
+    own_fields = {"backbone", "patch_size", "decoder"} <= written.keys() or is_other
     if own_fields and "variant" not in written:
         model = {key: value for key, value in model.items() if key != "variant"}
     elif isinstance(model.get("variant"), str):
@@ -76,6 +80,14 @@ def _fill_model(model: Defaults, written: Mapping[str, Any], problems: list[Prob
     decoder = model.get("decoder")
     dropout = DECODER_DROPOUT.get(decoder, 0.0) if isinstance(decoder, str) else BASELINE_DROPOUT
     return {"decoder_dropout": dropout, **model}
+
+
+def _fill_loop(loop: Any, written: Any, model: Defaults) -> Any:
+    """Batch normalisation has no use for a recipe's short last batch."""
+    is_written = isinstance(written, Mapping) and "last_batch" in written
+    if is_written or not isinstance(loop, Mapping) or not has_batch_norm(model):
+        return loop
+    return {**loop, "last_batch": "wrap"}
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Annotated, Literal, Self
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -160,6 +160,11 @@ class ModelSpec(Section):
         if self.decoder_norm != "none" and self.decoder != "linear":
             raise ValueError(f"decoder_norm {self.decoder_norm!r} is for the linear decoder; leave it out")
         return self
+
+
+def has_batch_norm(model: Mapping[str, Any]) -> bool:
+    """Whether a model of these fields normalises over its batch."""
+    return bool(model.get("arch", "segmenter") != "segmenter" or model.get("decoder_norm", "none") == "batch")
 
 
 class OptimSpec(Section):

@@ -144,6 +144,24 @@ def test_other_plain_vits_are_encoders_at_any_size(name: str) -> None:
     assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
+@pytest.mark.parametrize(
+    ("backbone", "patch"),
+    [("eva02_tiny_patch14_224", 14), ("vit_base_patch16_siglip_224", 16), ("deit3_small_patch16_224", 16)],
+)
+def test_files_of_classifiers_that_average_or_pool_are_taken_over(backbone: str, patch: int) -> None:
+    """Their final norm is called otherwise, or there is a pooling head that an encoder has no use for."""
+    published = timm.create_model(backbone).state_dict()
+    model = build_segmenter(ModelConfig(backbone, patch, "linear", K, 4 * patch))
+    assert isinstance(model, Segmenter)
+    model.encoder.load_backbone(published)
+    taken = model.encoder.vit.state_dict()
+    norm = published.get("norm.weight", published.get("fc_norm.weight"))
+    assert norm is not None
+    assert torch.equal(taken["norm.weight"], norm)
+    key = next(key for key in published if key.startswith("blocks.3.attn."))
+    assert torch.equal(taken[key], published[key])
+
+
 def test_rotary_encoders_equal_timms_own_forward() -> None:
     torch.manual_seed(0)
     model = build_segmenter(ModelConfig("vit_small_patch16_dinov3", 16, "linear", K, 64, drop_path=0.0)).eval()

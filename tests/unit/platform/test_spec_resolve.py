@@ -267,3 +267,56 @@ def test_prepare_needs_raw_unless_synthetic() -> None:
 
 def test_prepare_knows_no_training_sections() -> None:
     assert list(problems(prepare(model={"variant": "seg-s/16"}))) == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "arch", "backbone", "decoder"),
+    [
+        ("setr-l-pup/16", "setr", "vit_large_patch16_384", "pup"),
+        ("deeplabv3plus-r101", "deeplabv3plus", "resnet101", None),
+        ("fcn-r50", "fcn", "resnet50", None),
+        ("unet-r18", "unet", "resnet18", None),
+        ("upernet-swin-l", "upernet", "swin_large_patch4_window12_384", None),
+    ],
+)
+def test_a_variant_says_all_of_a_baseline(variant: str, arch: str, backbone: str, decoder: str | None) -> None:
+    model = {"variant": variant}
+    spec = resolve_spec({"kind": "train", "name": "x", "recipe": "ade20k", "data": {"shards": "/d"}, "model": model})
+    assert isinstance(spec, TrainSpec)
+    assert (spec.model.arch, spec.model.backbone, spec.model.decoder) == (arch, backbone, decoder)
+    assert spec.model.decoder_dropout == (0.0 if arch == "setr" else 0.1)
+    # Batch normalisation and a recipe's short last batch do not go together.
+    assert spec.train.last_batch == "wrap"
+    assert resolve_spec(to_document(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "message"),
+    [
+        ({"model": {"arch": "fcn"}}, "model.backbone", "missing"),
+        ({"model": {"arch": "fcn", "backbone": "resnet18", "decoder": "mask"}}, "model", "has no decoder 'mask'"),
+        ({"model": {"arch": "setr", "backbone": "test_vit", "decoder": "mla"}}, "model", "patch_size is None"),
+        (
+            {"model": {"variant": "unet-r18", "dropout": 0.1}},
+            "model",
+            "dropout and decoder_drop_path are",
+        ),
+        ({"model": {"variant": "unet-r18"}, "train": {"last_batch": "short"}}, "train.last_batch", "use wrap"),
+        ({"model": {"variant": "deeplabv3plus-r18"}, "train": {"global_batch": 1}}, "train.global_batch", "at least 2"),
+        ({"model": {"variant": "unet-r18"}, "train": {"checkpoint_activations": True}}, "train.checkpoint_", "cannot"),
+        ({"model": {"variant": "seg-s/16", "decoder_norm": "layer"}}, "model.decoder_norm", "batch"),
+        ({"model": {"variant": "seg-s-mask/16", "decoder_norm": "batch"}}, "model", "for the linear decoder"),
+        ({"model": {"variant": "pspnet-r50"}}, "model.variant", "upernet-swin"),
+    ],
+)
+def test_what_does_not_go_together_in_a_model_is_said(changes: dict[str, Any], path: str, message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        resolve_spec({"kind": "train", "name": "x", "data": {"shards": "/d"}, **changes})
+    found = [problem for problem in caught.value.problems if problem.path.startswith(path) and message in str(problem)]
+    assert found, str(caught.value)
+
+
+def test_an_arch_of_segmenter_alone_keeps_the_default_variant() -> None:
+    spec = resolve_spec({"kind": "train", "name": "x", "data": {"shards": "/d"}, "model": {"arch": "segmenter"}})
+    assert isinstance(spec, TrainSpec)
+    assert (spec.model.variant, spec.model.decoder_dropout) == ("seg-s-mask/16", 0.1)
