@@ -1,6 +1,6 @@
 """The encoder: a plain Vision Transformer from timm, cut down to what segmentation needs.
 
-This module is the only door to timm. Shapes: B batch, C channels, H W pixels, h w patches, N = h * w tokens.
+This module is the only door to timm's ViTs. Shapes: B batch, C channels, H W pixels, h w patches, N = h * w tokens.
 
 Dosovitskiy et al. 2020 (ViT), Touvron et al. 2020 (DeiT), Oquab et al. 2023 (DINOv2), Zhai et al. 2023 (SigLIP), Fang
 et al. 2023 (EVA-02), Simeoni et al. 2025 (DINOv3), Beyer et al. 2022 (FlexiViT: how a patch embedding is resampled).
@@ -23,6 +23,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from segfleet_models.attention import LeanAttention
 from segfleet_models.positions import PositionMode, resize_positions, source_mode
 
 # Where timm keeps the plain ViTs, of one resolution throughout: with learned absolute positions alone, and with rotary
@@ -260,6 +261,7 @@ def transformer_blocks(dim: int, depth: int, *, drop_path_rate: float, dropout: 
                 attn_drop=dropout,
                 drop_path=rate,
                 norm_layer=nn.LayerNorm,
+                attn_layer=LeanAttention,
             )
             for rate in torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         )
