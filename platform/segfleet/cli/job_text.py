@@ -64,9 +64,11 @@ def print_job(job: dict[str, Any]) -> None:
         say(f"started {ago(job['started_at'])} ago, " + (f"took {ago(job['started_at'], end)}" if end else "runs"))
     progress = job["progress"]
     if progress and "step" in progress:
-        figures = f"loss {number(progress.get('loss'))}, mIoU {number(progress.get('miou'))}"
-        left = "" if job["finished_at"] else f", left {duration(progress.get('eta_s'))}"
-        say(f"step {progress['step']}/{progress['num_steps']}, {figures}{left}")
+        figures = [
+            f"{name} {number(progress[key])}" for key, name in (("loss", "loss"), ("miou", "mIoU")) if key in progress
+        ]
+        left = [] if job["finished_at"] else [f"left {duration(progress.get('eta_s'))}"]
+        say(", ".join([f"step {progress['step']}/{progress['num_steps']}", *figures, *left]))
     for attempt in job["attempts"]:
         why = f": {attempt['failure']['message']}" if attempt["failure"] else ""
         say(f"  {attempt['id']} {attempt['state']}{why}")
