@@ -111,3 +111,20 @@ def test_scores_by_hand() -> None:
 def test_scores_of_nothing_are_nan() -> None:
     result = scores(torch.zeros(2, 2, dtype=torch.int64))
     assert all(math.isnan(value) for value in (result.miou, result.pixel_accuracy, result.mean_accuracy, *result.iou))
+
+
+@pytest.mark.parametrize("run", [1, 4, 7, 50, 1000])
+def test_runs_of_any_length_are_counted_like_single_pixels(run: int) -> None:
+    random = np.random.default_rng(run)
+    truth = np.repeat(random.integers(0, 6, 1000, dtype=np.uint8), run)[:900].reshape(30, 30)
+    pred = np.repeat(random.integers(0, 5, 1000, dtype=np.uint8), run)[:900].reshape(30, 30)
+    truth[truth == 5] = 255
+    expected = np.zeros((5, 5), dtype=np.int64)
+    valid = truth != 255
+    np.add.at(expected, (truth[valid], pred[valid]), 1)
+    assert confusion_matrix(pred, truth, 5, 255).tolist() == expected.tolist()
+
+
+def test_an_empty_picture_counts_nothing() -> None:
+    empty = np.zeros((0, 4), dtype=np.uint8)
+    assert not confusion_matrix(empty, empty, 3, 255).any()
