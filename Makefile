@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 MARKS_UNIT := not integration and not e2e and not gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit check format bench bench-data bench-model soak-queue lock clean
+.PHONY: help setup demo test test-unit check format bench bench-architectures bench-data bench-model soak-queue lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ bench-data: $(STAMP) ## the data path beside other loaders; ARGS="--photos DIR" 
 		|| $(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[bench]"
 	@$(BIN)/python benchmarks/bench_data.py $(ARGS)
 	@$(BIN)/python benchmarks/bench_reading.py
+
+bench-architectures: $(STAMP) ## every architecture at toy size, side by side
+	@$(BIN)/python benchmarks/compare_architectures.py $(ARGS)
 
 bench-model: $(STAMP) ## the model beside the plain way: forward, step, memory
 	@$(BIN)/python benchmarks/bench_model.py $(ARGS)

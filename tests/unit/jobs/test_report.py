@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -182,7 +183,8 @@ def test_without_the_dataset_attention_is_shown_on_given_pictures(tmp_path: Path
 def test_the_attention_of_no_transformer_is_missing_with_the_reason(shards: str, tmp_path: Path) -> None:
     found = Material(make_job(shards), model=make_sources(tmp_path).fetch_model("tiny/3"))
     assert found.model is not None
-    found.model.stored.model.encoder = torch.nn.Identity()  # type: ignore[assignment]
+    stored = replace(found.model.stored, model=torch.nn.Identity())  # type: ignore[arg-type]
+    found.model = replace(found.model, stored=stored)
     section = attention_section(found, tmp_path, [("own.png", np.zeros((8, 8, 3), np.uint8), None)])
     assert "no plain ViT encoder" in section.missing
 

@@ -24,13 +24,17 @@ def resolved(path: Path) -> TrainSpec:
 
 def test_the_promised_specs_are_there() -> None:
     assert {path.stem for path in ALL} >= {
+        "ade20k-deeplabv3plus-r101",
         "ade20k-dinov3-l-linear",
         "ade20k-seg-b-mask-14",
         "ade20k-seg-s-mask-16",
+        "ade20k-setr-l-mla-16",
+        "ade20k-upernet-swin-l",
         "camvid-seg-s-linear-14-frozen",
         "camvid-seg-s-linear-14",
         "camvid-seg-s-mask-14",
         "cityscapes-seg-l-mask-16",
+        "cityscapes-setr-l-pup-16",
         "demo",
         "evaluate-camvid",
         "pascal_context-seg-l-mask-16",
@@ -53,6 +57,9 @@ def test_name_tells_recipe_and_model(path: Path) -> None:
     if spec.model.variant is None:
         assert spec.recipe == recipe
         assert f"-{spec.model.decoder}" in rest
+        return
+    if spec.model.patch_size is None:
+        assert (spec.recipe, spec.model.variant) == (recipe, rest)
         return
     model, _, patch = rest.replace("-linear", "").removesuffix("-frozen").rpartition("-")
     assert (spec.recipe, spec.model.variant) == (recipe, f"{model}/{patch}")
@@ -96,3 +103,21 @@ def test_the_linear_probe_is_dinov3_s_recipe() -> None:
     assert (spec.augment.scale_min, spec.augment.scale_max, spec.augment.flip) == (0.5, 2.0, 0.5)
     assert not spec.augment.photometric
     assert (spec.eval.window, spec.eval.stride) == (512, 341)
+
+
+@pytest.mark.parametrize(
+    ("stem", "encoder_lr", "lr"), [("ade20k-setr-l-mla-16", 1e-3, 1e-2), ("cityscapes-setr-l-pup-16", 1e-2, 1e-1)]
+)
+def test_setr_s_decoder_learns_ten_times_as_fast_as_its_encoder(stem: str, encoder_lr: float, lr: float) -> None:
+    optim = resolved(FOLDER / f"{stem}.yaml").optim
+    assert (optim.name, optim.lr, optim.nesterov, optim.weight_decay) == ("sgd", lr, False, 0.0)
+    assert optim.lr * optim.encoder_lr_scale == pytest.approx(encoder_lr)
+
+
+@pytest.mark.parametrize("stem", ["ade20k-deeplabv3plus-r101", "ade20k-upernet-swin-l"])
+def test_mmsegmentation_s_convolutional_recipes_look_at_whole_pictures(stem: str) -> None:
+    spec = resolved(FOLDER / f"{stem}.yaml")
+    assert (spec.train.steps, spec.train.global_batch, spec.train.last_batch) == (160_000, 16, "wrap")
+    assert spec.eval.protocol == "mmseg"
+    assert spec.eval.short_side is not None
+    assert spec.eval.window == spec.augment.max_ratio * spec.eval.short_side
