@@ -36,6 +36,10 @@ class Credentials:
     instance: str | None
 
 
+# Every turn of the scheduler asks with them, and SQLAlchemy takes milliseconds to make one.
+_PARENT, _CHILD = jobs.alias("parent"), jobs.alias("child")
+
+
 class Transaction:
     """Reads and writes inside one database transaction."""
 
@@ -120,12 +124,12 @@ class Transaction:
 
     def open_dependencies(self) -> list[Dependency]:
         """What queued jobs wait for."""
-        d, parent, child = dependencies.c, jobs.alias("parent"), jobs.alias("child")
+        d = dependencies.c
         query = (
-            select(d.job_id, d.parent_id, d.condition, parent.c.state)
-            .join(parent, parent.c.id == d.parent_id)
-            .join(child, child.c.id == d.job_id)
-            .where(d.is_met.is_(False) & child.c.state.in_((JobState.QUEUED, JobState.PAUSED)))
+            select(d.job_id, d.parent_id, d.condition, _PARENT.c.state)
+            .join(_PARENT, _PARENT.c.id == d.parent_id)
+            .join(_CHILD, _CHILD.c.id == d.job_id)
+            .where(d.is_met.is_(False) & _CHILD.c.state.in_((JobState.QUEUED, JobState.PAUSED)))
             .order_by(d.job_id, d.parent_id)
         )
         return [

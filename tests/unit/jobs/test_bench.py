@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 
 import pytest
@@ -9,10 +8,9 @@ import torch
 
 from plain_model import PlainSegmenter
 from segfleet.errors import SettingsError
-from segfleet_jobs import bench, bench_model, measuring
+from segfleet_jobs import bench, bench_model
 from segfleet_jobs.bench import main
 from segfleet_jobs.bench_model import largest_batch
-from segfleet_jobs.measuring import PeakMemory
 from segfleet_models.build import ModelConfig, build_segmenter
 
 SPEC = """
@@ -113,26 +111,6 @@ def test_batch_search_has_two_ends() -> None:
     assert largest_batch(lambda _: True, most=64) == 64
     with pytest.raises(SettingsError, match="not even one picture fits"):
         largest_batch(lambda _: False)
-
-
-@pytest.mark.skipif(not measuring._STATM.exists(), reason="only Linux tells a process's memory")
-def test_peak_memory_sees_what_is_freed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    looked, resident_bytes = threading.Event(), measuring._resident_bytes
-
-    def look() -> int:
-        found = resident_bytes()
-        looked.set()
-        return found
-
-    monkeypatch.setattr(measuring, "_resident_bytes", look)
-    with PeakMemory(torch.device("cpu")) as peak:
-        held = torch.ones(32 * 2**20)
-        for _ in range(2):  # the first look may have begun before
-            looked.clear()
-            assert looked.wait(60)
-        del held
-    assert peak.mib is not None
-    assert peak.mib > 100
 
 
 def test_the_benchmarks_plain_model_scores_alike() -> None:
