@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import pytest
-import torch
 
+from memory import held_mib
 from segfleet.errors import SettingsError
 from segfleet_jobs import measuring
-from segfleet_jobs.measuring import PeakMemory, in_fresh_process
+from segfleet_jobs.measuring import in_fresh_process
 
 pytestmark = pytest.mark.integration
 
@@ -22,15 +21,6 @@ def test_answers_raises_or_is_killed() -> None:
         in_fresh_process(signal.raise_signal, signal.SIGKILL)
 
 
-def _hold_for_a_while() -> float:
-    with PeakMemory(torch.device("cpu")) as peak:
-        held = torch.ones(32 * 2**20)
-        time.sleep(0.5)
-        del held
-    assert peak.mib is not None
-    return peak.mib
-
-
 @pytest.mark.skipif(not measuring._STATM.exists(), reason="only Linux tells a process's memory")
 def test_peak_memory_sees_what_is_freed_again() -> None:
-    assert 120 < in_fresh_process(_hold_for_a_while) < 200
+    assert 120 < in_fresh_process(held_mib) < 200
