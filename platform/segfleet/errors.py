@@ -214,6 +214,10 @@ class UnauthorizedError(AccessError):
     code = "unauthorized"
 
 
+# Anything longer may be a token itself, which no message repeats.
+_LONGEST_TOKEN_ID = 16
+
+
 class UnknownTokenError(AccessError):
     """No token of that id."""
 
@@ -224,7 +228,8 @@ class UnknownTokenError(AccessError):
         self.token_id = token_id
 
     def __str__(self) -> str:
-        return f"there is no token {self.token_id!r}; 'segfleet token list' lists them"
+        shown = repr(self.token_id) if len(self.token_id) <= _LONGEST_TOKEN_ID else "of this text"
+        return f"there is no token {shown}; 'segfleet token list' lists them"
 
 
 class SettingsError(SegfleetError):

@@ -103,7 +103,6 @@ class Access:
             )
         token_id, text = new_token()
         now = self._clock()
-        audit.name_subject(f"user {name}, token {token_id}")
         values = {
             "id": token_id,
             "user_name": name,
@@ -115,6 +114,9 @@ class Access:
         with self._store.write() as tx:
             known = tx.access.user(name) or User(name, Role.USER, frozenset({DEFAULT_PROJECT}))
             wanted = User(name, role or known.role, known.projects if projects is None else frozenset(projects))
+            # Roles and projects have no history but this one.
+            projects_now = ",".join(sorted(wanted.projects))
+            audit.name_subject(f"user {name}, token {token_id}, role {wanted.role}, projects {projects_now}")
             tx.access.put_user(wanted, now)
             tx.access.insert_token(values)
             row = tx.access.token(token_id)
@@ -131,10 +133,13 @@ class Access:
     def revoke(self, token_id: str) -> dict[str, Any]:
         """End a token at once; asked again, it says the same.
 
+        Args:
+            token_id: Its public id, or the whole token.
+
         Raises:
             UnknownTokenError: there is none of that id.
         """
-        now = self._clock()
+        token_id, now = id_of(token_id) or token_id, self._clock()
         with self._store.write() as tx:
             row = tx.access.token(token_id)
             if row is None:

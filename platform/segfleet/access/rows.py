@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from segfleet.access.roles import Role
+from segfleet.queue.database import WRITE
 from segfleet.queue.tables import audit, members, tokens, users
 
 
@@ -32,8 +33,11 @@ class AccessRows:
         self._connection = connection
 
     def user(self, name: str) -> User | None:
-        """A user with the projects; None: there is none of that name."""
-        role = self._connection.scalar(select(users.c.role).where(users.c.name == name))
+        """A user with the projects, locked in a write transaction; None: there is none of that name."""
+        query = select(users.c.role).where(users.c.name == name)
+        if self._connection.get_execution_options().get(WRITE):
+            query = query.with_for_update()
+        role = self._connection.scalar(query)
         if role is None:
             return None
         projects = self._connection.scalars(select(members.c.project).where(members.c.user_name == name))

@@ -80,7 +80,8 @@ CAUSES = (
     ),
     _cause(
         "storage_denied",
-        r"PermissionError: \[Errno 13\]|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken",
+        r"PermissionError: \[Errno 13\]|(?<!psutil\.)\bAccessDenied\b|InvalidAccessKeyId|SignatureDoesNotMatch|"
+        r"ExpiredToken",
         "the storage refuses the job: the operator should check its keys and permissions",
         comes_again=True,
     ),

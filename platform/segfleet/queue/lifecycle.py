@@ -308,11 +308,15 @@ def close(tx: Transaction, attempt: Attempt, *, abandoned: bool, now: float, cau
 
 
 def _explain(tx: Transaction, job: Job, cause: Cause, now: float) -> Job:
-    """Say what the job's last failure was; a cause that comes again ends the retries."""
+    """Say what the job's last failure was; a cause that comes again ends the retries.
+
+    Only where the failure's own words name it: an earlier line of the log may be of something that was dealt with.
+    """
     known = {"cause": cause.name, "advice": cause.advice}
     note(tx, job, now=now, kind="explained", who=SERVICE, detail=known)
     error = {**(job.error or {}), **known}
-    if not cause.comes_again or job.state != JobState.QUEUED or job.cancel_requested:
+    is_certain = error["class"] == FailureClass.INFRA and cause.pattern.search(str(error["message"])) is not None
+    if not (cause.comes_again and is_certain) or job.state != JobState.QUEUED or job.cancel_requested:
         return tx.change_job(job, {"error": error, "updated_at": now})
     return _fail(tx, job, error, f"{error['message']} ({cause.advice})", who=SERVICE, now=now)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, Select, delete, func, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from segfleet.access import audit
 from segfleet.access.rows import AccessRows
@@ -323,10 +324,10 @@ class Store:
         try:
             with engine.begin() as connection:
                 yield Transaction(connection)
-        except DBAPIError as error:
-            raise QueueUnavailableError(
-                f"the queue's database refuses: {error.orig}; nothing was stored, try again in a moment"
-            ) from error
+        except (DBAPIError, PoolTimeoutError) as error:
+            reason = error.orig if isinstance(error, DBAPIError) else "all its connections are in use"
+            message = f"the queue's database refuses: {reason}; nothing was stored, try again in a moment"
+            raise QueueUnavailableError(message) from error
 
 
 def _job(row: Row[Any]) -> Job:

@@ -37,8 +37,8 @@ def list_tokens(access: AccessArg) -> TokensAnswer:
 
 
 @router.post("/tokens/{token_id}/revoke")
-def revoke_token(token_id: Annotated[str, Path(max_length=64)], _body: EmptyBody, access: AccessArg) -> TokenAnswer:
-    """End a token at once."""
+def revoke_token(token_id: Annotated[str, Path(max_length=128)], _body: EmptyBody, access: AccessArg) -> TokenAnswer:
+    """End a token at once; it is named by its id, or whole by whoever found it."""
     return TokenAnswer(**access.revoke(token_id))
 
 

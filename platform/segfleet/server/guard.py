@@ -181,7 +181,8 @@ class _Sender:
             headers = MutableHeaders(scope=message)
             headers["X-Content-Type-Options"] = "nosniff"
             headers["Cache-Control"] = "no-store"
-            if message["status"] >= HTTPStatus.BAD_REQUEST:
+            # Who asks too often shall not fill the disk by it.
+            if message["status"] >= HTTPStatus.BAD_REQUEST and message["status"] != HTTPStatus.TOO_MANY_REQUESTS:
                 path = self._scope["path"][:_LOGGED_PATH_CHARS]
                 _log.info("%s %s: refused, %d", self._scope["method"], path, message["status"])
         await self._send(message)

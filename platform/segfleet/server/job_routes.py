@@ -125,6 +125,7 @@ def pause(job_id: JobId, _body: EmptyBody, services: ServicesArg, caller: Identi
 @router.post("/jobs/{job_id}/resume")
 def resume(job_id: JobId, _body: EmptyBody, services: ServicesArg, caller: IdentityArg) -> JobAnswer:
     """Put a paused job back into the line."""
+    _require_member(caller, services.queue.get(job_id).project)
     return JobAnswer(**JobAnswer.fields_of(services.queue.resume(job_id, caller.user)))
 
 
@@ -137,6 +138,8 @@ def priority(job_id: JobId, body: PriorityBody, services: ServicesArg, caller: I
 @router.post("/jobs/{job_id}/retry")
 def retry(job_id: JobId, body: RetryBody, services: ServicesArg, caller: IdentityArg) -> JobAnswer:
     """Queue a failed or cancelled job again."""
+    # Whoever has left a project since does not go on in it.
+    _require_member(caller, services.queue.get(job_id).project)
     job = services.queue.retry(job_id, caller.user, from_start=body.from_start)
     return JobAnswer(**JobAnswer.fields_of(job))
 
@@ -157,13 +160,17 @@ def _resolved(body: SpecBody, services: Services, caller: Identity) -> tuple[dic
     return to_document(spec), forced
 
 
-def _require_allowed(caller: Identity, wanted: QueueSpec, forced: Sequence[str]) -> None:
-    if not caller.may_submit_to(wanted.project):
+def _require_member(caller: Identity, project: str) -> None:
+    if not caller.may_submit_to(project):
         known = ", ".join(sorted(caller.projects)) or "none"
         raise AccessError(
-            f"{caller.user!r} may not submit to project {wanted.project!r} (queue.project), only to: {known}; "
+            f"{caller.user!r} may not submit to project {project!r} (queue.project), only to: {known}; "
             "ask an admin for membership"
         )
+
+
+def _require_allowed(caller: Identity, wanted: QueueSpec, forced: Sequence[str]) -> None:
+    _require_member(caller, wanted.project)
     usual: int = QueueSpec.model_fields["priority"].default
     is_own_wish = "queue.priority" not in forced
     if wanted.priority > usual and is_own_wish and not caller.role.covers(Role.OPERATOR):

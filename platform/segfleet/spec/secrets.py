@@ -22,12 +22,15 @@ _KINDS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("a Google API key", re.compile(r"(?<![A-Za-z0-9])AIza[A-Za-z0-9_-]{35}")),
     ("an API key", re.compile(r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{32,}")),
     ("a token of this service", re.compile(r"segfleet_(user|home)_[A-Za-z0-9_-]{16,}")),
-    ("a JSON web token", re.compile(r"(?<![A-Za-z0-9])eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.")),
+    ("a JSON web token", re.compile(r"(?<![A-Za-z0-9])eyJ[A-Za-z0-9_-]{8,2000}\.eyJ[A-Za-z0-9_-]{8}")),
     ("a password in an address", re.compile(r"://[^/\s:@]*:[^/\s@]+@")),
-    ("a password", re.compile(r"(?i)(?<![a-z])(password|passwd|pwd)\s*[=:]\s*\S")),
+    ("a password", re.compile(r"(?i)(?<![a-z])(password|passwd|pwd)\s{0,8}[=:]\s{0,8}\S")),
     ("a signed address", re.compile(r"(?i)[?&](X-Amz-Signature|X-Goog-Signature|Signature|sig)=[A-Za-z0-9%+/]{16,}")),
 )
-_ASSIGNMENT = re.compile(r"(?i)(?:secret|token|api_?key|credential)\w*[\"']?\s*[=:]\s*[\"']?([A-Za-z0-9+/_.-]{16,}=*)")
+# Every repeat is bounded: what is searched comes from users, and a search holds up the whole service.
+_ASSIGNMENT = re.compile(
+    r"(?i)(?:secret|token|api_?key|credential)\w{0,32}[\"']?\s{0,8}[=:]\s{0,8}[\"']?([A-Za-z0-9+/_.-]{16,}=*)"
+)
 _NAME = re.compile(r"(?i)secret|token|password|passwd|api_?key|credential")
 _LONG = re.compile(r"[A-Za-z0-9+/_.-]{16,}=*")
 # Bits a character; words of a language have fewer in so short a text, random base64 and hexadecimal have more.

@@ -181,7 +181,7 @@ def test_changes_and_refusals_are_in_the_audit_log(client: Client, service: Any,
         ("ann", "POST /jobs/{job_id}/cancel", foreign["id"], "403"),
         ("local", "POST /jobs", foreign["id"], "done"),
         ("ann", "POST /jobs", job["id"], "done"),
-        ("local", "POST /tokens", f"user ann, token {made['id']}", "done"),
+        ("local", "POST /tokens", f"user ann, token {made['id']}, role user, projects default", "done"),
     ]
     assert {e["address"] for e in entries} == {"testclient"}
     assert {e["token_id"] for e in entries} == {"home", made["id"]}
@@ -245,3 +245,20 @@ def test_the_command_line(
     code, out, err = run("token", "list")
     assert (code, out) == (2, "")
     assert "needs the role admin; 'ann' has the role user" in err
+
+
+def test_a_whole_token_revokes_itself_and_stays_out_of_the_audit_log(client: Client) -> None:
+    """Who found a lost token has nothing else to name it by."""
+    token = client.create_token("ann")["token"]
+    assert client.revoke_token(token)["state"] == "revoked"
+    with pytest.raises(UnknownTokenError) as caught:
+        client.revoke_token(token.replace("segfleet_user_", "segfleet_user_x"))
+    log = json.dumps(client.audit())
+    assert token not in log
+    assert token.rpartition("_")[2] not in log + str(caught.value)
+    assert "[hidden]" in log
+
+
+def test_the_audit_log_says_what_was_granted(client: Client) -> None:
+    client.create_token("bob", role="operator", projects=["vision", "maps"])
+    assert "role operator, projects maps,vision" in client.audit()["entries"][0]["subject"]

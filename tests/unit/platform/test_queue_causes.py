@@ -54,12 +54,12 @@ def test_only_the_end_of_a_long_log_is_read(tmp_path: Path) -> None:
     assert log_tail(tmp_path / "none.log") == ""
 
 
-def _lose(world: World, line: str) -> str:
+def _lose(world: World, line: str, message: str = "exit code 1") -> str:
     job = world.submit(max_retries=3)
     world.step()
     grant = world.claim(job)
     ray_job = world.ray.jobs[grant.attempt_id]
-    ray_job.log, ray_job.state, ray_job.message = f"{line}\n", RayState.FAILED, "exit code 1"
+    ray_job.log, ray_job.state, ray_job.message = f"{line}\n", RayState.FAILED, message
     world.step()
     world.step()
     return job.id
@@ -79,9 +79,21 @@ def test_a_lost_attempt_is_explained_and_tried_again(tmp_path: Path) -> None:
 
 def test_a_cause_that_comes_again_ends_the_retries(tmp_path: Path) -> None:
     world = World(tmp_path)
-    job = world.queue.get(_lose(world, LINES["missing_package"]))
+    line = LINES["missing_package"]
+    job = world.queue.get(_lose(world, line, f"exit code 1; last lines: {line}"))
     assert job.state == JobState.FAILED
     assert "install the same version" in job.reason
+
+
+@pytest.mark.parametrize(
+    "line", ["No flash: ModuleNotFoundError: No module named 'flash_attn'", LINES["storage_denied"]]
+)
+def test_a_line_of_something_that_was_dealt_with_ends_no_retries(tmp_path: Path, line: str) -> None:
+    world = World(tmp_path)
+    job = world.queue.get(_lose(world, f"{line}\nstep 10\nstep 20"))
+    assert job.state == JobState.QUEUED
+    assert job.error is not None
+    assert "cause" in job.error
 
 
 def test_a_job_that_succeeds_is_not_explained(tmp_path: Path) -> None:

@@ -132,3 +132,10 @@ def test_canaries_are_found_nowhere_after_a_whole_flow(
     assert [c for c in canaries if c in said.replace(json.dumps(submission.env), "")] == []
     assert environment not in said
     assert found(service, *canaries) == []
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("word", ["token", "-eyJaaaaaaaa", "password ", "api_key ", 'secret=" '])
+def test_the_search_does_not_take_the_square_of_a_long_value(word: str) -> None:
+    """Half an hour of it, at this length, in which the whole service would stand still."""
+    secret_problems({"name": word * (600_000 // len(word))})
