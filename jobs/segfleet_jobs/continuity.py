@@ -43,6 +43,10 @@ def check_same_spec(before: dict[str, Any], now: dict[str, Any]) -> None:
     Raises:
         CheckpointError: they differ; names the fields.
     """
+    model_before = before.get("model", {})
+    if "arch" not in model_before and model_before.get("decoder") == "linear":
+        # Written before linear decoders knew dropout: the value stood there and meant nothing.
+        before = {**before, "model": {**model_before, "decoder_dropout": 0.0}}
     changed = [
         f"{section}.{name}"
         for section, model in _FIXED_SECTIONS.items()

@@ -19,9 +19,11 @@ class NonFiniteLossError(SegfleetError):
     code = "nan"
 
 
-# What a lost peer, a broken network or a sick GPU look like from inside torch.
+# What a lost peer, a process that was killed, a broken network or a sick GPU look like from inside torch.
 _TRANSPORT = re.compile(
-    r"connection|closed by peer|timed? ?out|NCCL|gloo|socket|CUDA error|cuDNN|unreachable|reset by", re.IGNORECASE
+    r"DataLoader worker \(pid.*(exited unexpectedly|killed by signal)|connection|closed by peer|timed? ?out|NCCL|gloo|"
+    r"socket|CUDA error|cuDNN|unreachable|reset by",
+    re.IGNORECASE,
 )
 # Ray's words for a lost machine, whichever of its exceptions brings them.
 _LOST_NODE = re.compile(

@@ -85,14 +85,16 @@ class _BandedCrossEntropy(torch.autograd.Function):
                 logits.permute(0, 2, 3, 1), target, stride, pixel_loss, ctx.needs_input_grad[0]
             )
         if gradient is not None:
-            ctx.save_for_backward(gradient.permute(0, 3, 1, 2).to(patch_logits.dtype))
+            # A sum over many pixels, which half precision might not hold; what comes down scales it first.
+            ctx.save_for_backward(gradient.permute(0, 3, 1, 2))
+            ctx.dtype = patch_logits.dtype
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_total, None, None, None, None, None
+        return (gradient * grad_total).to(ctx.dtype), None, None, None, None, None
 
 
 class _PixelLoss:

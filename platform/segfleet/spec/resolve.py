@@ -78,6 +78,9 @@ def _fill_model(model: Defaults, written: Mapping[str, Any], problems: list[Prob
             problems.append(Problem("model.variant", str(error)))
             model = {**variant_fields("seg-s-mask/16"), **model}
     decoder = model.get("decoder")
+    if decoder == "linear" and "arch" not in written and "decoder_drop_path" in written and "variant" in written:
+        # Resolved before there were architectures: linear decoders had this value too, and no dropout.
+        model = {**model, "decoder_dropout": 0.0}
     dropout = DECODER_DROPOUT.get(decoder, 0.0) if isinstance(decoder, str) else BASELINE_DROPOUT
     return {"decoder_dropout": dropout, **model}
 

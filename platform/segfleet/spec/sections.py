@@ -208,6 +208,15 @@ class LossSpec(Section):
         Annotated[tuple[Annotated[float, Field(ge=0.0, le=1e4)], ...], Field(min_length=2, max_length=10_000)] | None
     ) = Field(None, description="one factor a class; the mean is then over the weights of the valid pixels")
 
+    @model_validator(mode="after")
+    def _every_pixel_has_weight(self) -> Self:
+        # A batch of pixels without weight would still have a loss, and nothing to divide it by.
+        if self.label_smoothing and self.class_weights is not None and 0.0 in self.class_weights:
+            raise ValueError(
+                "class_weights of 0 and label_smoothing do not go together; give a small weight, or leave one"
+            )
+        return self
+
 
 class AugmentSpec(Section):
     """The recipe's augmentations in the reference code's order."""

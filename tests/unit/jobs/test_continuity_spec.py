@@ -29,3 +29,12 @@ def test_how_it_is_computed_may_change(name: str) -> None:
     before = copy.deepcopy(now)
     before["train"][name] = not before["train"][name]
     check_same_spec(before, now)
+
+
+def test_a_linear_decoder_of_an_earlier_version_goes_on_without_dropout() -> None:
+    document = {**train_document(), "model": {"variant": "seg-s/16"}}
+    now = to_document(resolve_spec(document))
+    before = copy.deepcopy(now)
+    del before["model"]["arch"], before["model"]["decoder_norm"]
+    before["model"]["decoder_dropout"] = 0.1
+    check_same_spec(before, now)

@@ -26,6 +26,8 @@ from segfleet_jobs.failure import NonFiniteLossError, classify
         (RuntimeError("The size of tensor a (4) must match the size of tensor b (5)"), "user"),
         (AssertionError("internal"), "user"),
         (RuntimeError("NCCL communicator was aborted"), "infra"),
+        (RuntimeError("DataLoader worker (pid(s) 666) exited unexpectedly"), "infra"),
+        (RuntimeError("DataLoader worker (pid 71) is killed by signal: Killed."), "infra"),
         (RuntimeError("Connection closed by peer [127.0.0.1]:1234"), "infra"),
         (OSError("The actor died because its node has died. Node Id: 3f"), "node"),
     ],

@@ -142,3 +142,14 @@ def test_a_band_on_a_gpu_is_high_but_bounded() -> None:
 def test_as_many_class_weights_as_classes() -> None:
     with pytest.raises(ValueError, match="3 class weights do not fit 5 classes"):
         cross_entropy_sum(torch.zeros(1, 5, 1, 1), make_target(1, 2, 2), 2, IGNORE, class_weights=torch.ones(3))
+
+
+def test_heavy_classes_do_not_overflow_half_precision() -> None:
+    """The gradient of a sum over many pixels may; what comes down from the mean does not."""
+    logits = torch.zeros(1, 3, 2, 2, dtype=torch.float16, requires_grad=True)
+    target = torch.full((1, 32, 32), 2, dtype=torch.uint8)
+    total, weight = cross_entropy_sum(logits, target, 16, IGNORE, class_weights=torch.tensor([1.0, 1.0, 1000.0]))
+    (total / weight).backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+    assert logits.grad.abs().max() > 0.1

@@ -320,3 +320,16 @@ def test_an_arch_of_segmenter_alone_keeps_the_default_variant() -> None:
     spec = resolve_spec({"kind": "train", "name": "x", "data": {"shards": "/d"}, "model": {"arch": "segmenter"}})
     assert isinstance(spec, TrainSpec)
     assert (spec.model.variant, spec.model.decoder_dropout) == ("seg-s-mask/16", 0.1)
+
+
+def test_a_linear_decoder_of_a_spec_resolved_by_an_earlier_version_has_no_dropout() -> None:
+    document = {"kind": "train", "name": "x", "data": {"shards": "/d"}, "model": {"variant": "seg-s/16"}}
+    full = to_document(resolve_spec(document))
+    new_fields = ("arch", "decoder_norm")
+    old = {**full, "model": {k: v for k, v in full["model"].items() if k not in new_fields} | {"decoder_dropout": 0.1}}
+    spec = resolve_spec(old)
+    assert isinstance(spec, TrainSpec)
+    assert spec.model.decoder_dropout == 0.0
+    wished = resolve_spec({**document, "model": {"variant": "seg-s/16", "decoder_dropout": 0.1}})
+    assert isinstance(wished, TrainSpec)
+    assert wished.model.decoder_dropout == 0.1

@@ -144,3 +144,9 @@ def test_every_field_that_needs_one_has_a_description() -> None:
         if not field.description and name not in plain
     ]
     assert bare == []
+
+
+def test_weights_of_0_and_smoothing_do_not_go_together() -> None:
+    with pytest.raises(ValidationError, match="do not go together"):
+        s.LossSpec(class_weights=(0.0, 1.0), label_smoothing=0.1)
+    assert s.LossSpec(class_weights=(0.0, 1.0)).label_smoothing == 0.0
