@@ -46,6 +46,8 @@ def export_model(registered: RegisteredModel, format_: str, out: Path, size: tup
     """
     if format_ == "onnx":
         require("models export --format onnx", _NEEDED_FOR_ONNX, "export")
+    if not out.name or out.is_dir():
+        raise DataError(f"--out {str(out)!r} is a folder; name a file in it")
     description = out.with_name(out.name + ".json")
     for path in (out, description):
         if path.exists():

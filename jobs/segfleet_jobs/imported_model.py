@@ -94,7 +94,10 @@ def _found_classes(imported: Imported, given: str | None) -> Classes:
         return _of_table(class_table(given), given) if given in known_tables() else _of_file(given)
     if imported.class_names is not None:
         names = imported.class_names
-        fits = imported.palette is not None and len(imported.palette) == len(names)
+        if len(set(names)) < len(names) or not all(name.isprintable() for name in names):
+            raise DataError("the checkpoint's class names are not distinct plain text; give them with --classes FILE")
+        colours = [value for colour in imported.palette or () for value in colour]
+        fits = len(imported.palette or ()) == len(names) and all(0 <= value <= 255 for value in colours)
         return Classes(names, (imported.palette if fits else None) or own_palette(len(names)), "the checkpoint")
     if imported.dataset in known_tables():
         return _of_table(class_table(imported.dataset), imported.dataset)

@@ -185,7 +185,11 @@ def _shares(labels: Labels, names: Sequence[str]) -> dict[str, float]:
     counts = np.zeros(len(names), np.int64)
     for rows in np.array_split(labels, max(1, labels.size >> 22)):  # counting makes 64-bit numbers of them
         counts += np.bincount(rows.ravel(), minlength=len(names))
-    return {name: round(float(share), 4) for name, share in zip(names, counts / labels.size, strict=True) if share}
+    shares: dict[str, float] = {}
+    for name, count in zip(names, counts.tolist(), strict=True):
+        if count:
+            shares[name] = shares.get(name, 0.0) + count / labels.size
+    return {name: round(share, 4) for name, share in shares.items()}
 
 
 def _write_bytes(target: Path, data: bytes) -> None:
@@ -221,10 +225,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-overlay", action="store_true", help="write masks only")
     parser.add_argument("--probabilities", action="store_true", help="write STEM-probabilities.npy besides")
     parser.add_argument("--skip-existing", action="store_true", help="go on where an earlier run ended")
-    parser.add_argument("--max-megapixels", type=float, default=MAX_MEGAPIXELS, help="refuse larger pictures")
+    parser.add_argument("--max-megapixels", type=_megapixels, default=MAX_MEGAPIXELS, help="refuse larger pictures")
     parser.add_argument("--label-ids", choices=LABEL_IDS, help="write labelIds/ for this benchmark's evaluator besides")
     parser.add_argument("--json", action="store_true", help="print what was written as one JSON document")
     return parser
+
+
+def _megapixels(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of megapixels; write for instance 400")
+    return value
 
 
 def main(arguments: list[str] | None = None) -> int:

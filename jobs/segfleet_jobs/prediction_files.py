@@ -15,6 +15,7 @@ from torch import Tensor
 
 from segfleet.errors import DataError
 from segfleet_jobs.prediction_inputs import Targets
+from segfleet_pipelines.photo import unbounded
 
 # Keyword of the PNG text in which a mask names the model that made it.
 MODEL_KEYWORD = "segfleet model"
@@ -25,10 +26,11 @@ _MAPPED_BYTES = 2**26
 def made_by(mask: Path) -> str | None:
     """The model that made a mask; None for any other file."""
     try:
-        with Image.open(mask, formats=("PNG",)) as image:
+        # Only the head is read; a mask may be as large as the largest picture.
+        with unbounded(), Image.open(mask, formats=("PNG",)) as image:
             return image.info.get(MODEL_KEYWORD)
-    except OSError:
-        return None
+    except (OSError, ValueError, SyntaxError):
+        return None  # somebody's file
 
 
 def is_done(targets: Targets, model: str) -> bool:

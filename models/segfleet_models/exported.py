@@ -91,6 +91,8 @@ def compare(module: PicturesToLabels, other: Answer, size: tuple[int, int]) -> P
         with torch.no_grad():
             labels, logits = module(pictures)
             other_labels, other_logits = other(pictures)
+        if not (logits.isfinite().all() and other_logits.isfinite().all()):
+            return Parity(float("inf"), logit_range, 0.0)
         difference = max(difference, float((logits - other_logits).abs().max()))
         logit_range = max(logit_range, float(logits.abs().max()))
         equal, count = equal + int((labels == other_labels).sum()), count + labels.numel()

@@ -41,7 +41,7 @@ def read_photo(path: Path, max_pixels: int) -> Pixels:
     Raises:
         DataError: missing, unreadable, damaged or too large; says why, not which.
     """
-    with _quietly():
+    with unbounded():
         try:
             with Image.open(path, formats=FORMATS) as image:
                 _check(image, max_pixels)
@@ -60,8 +60,8 @@ def read_photo(path: Path, max_pixels: int) -> Pixels:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without Pillow's own bound on pixels, which is one for all its users, and its remarks on odd metadata."""
+def unbounded() -> Iterator[None]:
+    """Pillow without its own bound on pixels, which is one for all its users, and its remarks on odd metadata."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:

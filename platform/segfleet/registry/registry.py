@@ -177,7 +177,7 @@ def _check(pattern: re.Pattern[str], text: str, what: str) -> None:
 
 def _version_tags(wanted: Registration) -> dict[str, str]:
     for name in wanted.tags:
-        if name.startswith("mlflow."):
+        if name.startswith(("mlflow.", "metric.")):
             raise ModelRefusedError(f"tag {name!r} is reserved; choose a name that begins otherwise")
     # Nobody gives a version the identity of another's.
     own = {name: text for name, text in wanted.tags.items() if name not in _IDENTITY_TAGS}

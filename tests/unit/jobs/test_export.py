@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from registered import make_pulled_model
-from segfleet.errors import SettingsError
+from segfleet.errors import DataError, SettingsError
 from segfleet_jobs import export
 from segfleet_jobs.registered_model import load_registered
 from segfleet_models.exported import PicturesToLabels, compare
@@ -122,3 +122,21 @@ def test_an_exported_program_takes_any_number_of_pictures(decoder: str, tmp_path
         labels, logits = program(torch.zeros(batch, 32, 32, 3, dtype=torch.uint8))
         assert labels.shape == (batch, 32, 32)
         assert logits.shape == (batch, 3, 32, 32)
+
+
+def test_logits_that_are_no_numbers_are_never_alike(tmp_path: Path) -> None:
+    stored = load_registered(make_pulled_model(tmp_path / "model")).stored
+    module = PicturesToLabels(stored.model, stored.window.protocol).eval()
+
+    def broken(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        labels, logits = module(pictures)
+        return labels, logits * float("nan")
+
+    assert not compare(module, broken, (32, 32)).holds
+
+
+def test_a_folder_as_the_file_to_write_is_refused(tmp_path: Path) -> None:
+    registered = load_registered(make_pulled_model(tmp_path / "model"))
+    for folder in (tmp_path, Path()):
+        with pytest.raises(DataError, match="is a folder"):
+            export.export_model(registered, "torch", folder, None)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from registered import make_pulled_model
 from segfleet_jobs import predict, prediction_files
@@ -195,3 +196,25 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(capsys: pytest.Captu
         for done in (2, 4, 5, 10):
             tell(done)
     assert capsys.readouterr().err == "predicting: 4 of 10, 18s left\n"
+
+
+def test_a_mask_of_64_megapixels_is_known_again_and_a_stranger_s_huge_file_is_none(tmp_path: Path) -> None:
+    known = PngInfo()
+    known.add_text(prediction_files.MODEL_KEYWORD, "streets/3")
+    Image.new("1", (8000, 8000)).save(tmp_path / "mask.png", pnginfo=known)
+    Image.new("1", (20000, 20000)).save(tmp_path / "huge.png")
+    assert made_by(tmp_path / "mask.png") == "streets/3"
+    assert made_by(tmp_path / "huge.png") is None
+
+
+@pytest.mark.parametrize("number", ["inf", "nan", "0", "-3", "many"])
+def test_a_bound_that_is_no_number_of_megapixels_is_refused(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        predict.main(["--model", "x", "a.png", "--out", "o", f"--max-megapixels={number}"])
+    assert caught.value.code == 2
+    assert "is no number of megapixels" in capsys.readouterr().err
+
+
+def test_shares_of_classes_of_one_name_add_up() -> None:
+    labels = np.array([[0, 1], [2, 2]], dtype=np.uint8)
+    assert predict._shares(labels, ("road", "car", "road")) == {"road": 0.75, "car": 0.25}
