@@ -27,7 +27,7 @@ test: test-unit ## all tests: unit, then integration, then end to end
 	$(BIN)/pytest tests/e2e -m "e2e and not gpu"
 
 test-unit: $(STAMP) ## the quick tests: no network, no Ray
-	$(BIN)/pytest tests/unit -m "$(MARKS_UNIT)" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -m "$(MARKS_UNIT)" -n 2 --dist loadfile
 
 check: $(STAMP) ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .

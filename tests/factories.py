@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +82,24 @@ def make_settings(root: Path, **changes: Any) -> Settings:
 
 def make_queue(root: Path, clock: FakeClock | None = None, url: str | None = None) -> Queue:
     """A queue on a database under a folder."""
-    store = Store(url or f"sqlite:///{root / 'segfleet.db'}")
+    store = Store(url or migrated_database(root / "segfleet.db"))
     OPEN_STORES.append(store)
     return Queue(store, clock or FakeClock(), root / "storage")
+
+
+def migrated_database(path: Path) -> str:
+    """URL of an SQLite file with all tables, made if it is not there: to migrate takes longer than most tests do."""
+    if not path.exists():
+        path.write_bytes(_migrated())
+    return f"sqlite:///{path}"
+
+
+@functools.cache
+def _migrated() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "segfleet.db"
+        Store(f"sqlite:///{path}").close()
+        return path.read_bytes()
 
 
 def close_stores() -> None:

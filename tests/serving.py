@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 from fastapi.testclient import TestClient
 
+from factories import migrated_database
 from segfleet.errors import ModelError
 from segfleet.queue import lifecycle
 from segfleet.queue.service import Queue
@@ -140,7 +141,7 @@ def serving(folder: Path) -> Iterator[Service]:
     home = Home(folder / "home")
     home.create()
     settings = Settings(home, 8700, "http://ray.invalid", "http://mlflow.invalid", home.database_url)
-    store = Store(settings.database_url)
+    store = Store(migrated_database(home.root / "segfleet.db"))
     seconds = itertools.count(1_700_000_000)
     queue, registry = Queue(store, lambda: float(next(seconds)), home.storage), FakeRegistry()
     app = create_app(Services(settings, queue, registry, lambda: True), API_TOKEN)  # type: ignore[arg-type]

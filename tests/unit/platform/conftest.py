@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from factories import POSTGRES, close_stores, fresh_database
-from segfleet.queue.store import Store
+from factories import POSTGRES, close_stores, fresh_database, migrated_database
 from serving import AppTransport, Service, serving
-
-
-@pytest.fixture(scope="session")
-def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite database with all tables; copying it saves each test the migration."""
-    path = tmp_path_factory.mktemp("template") / "segfleet.db"
-    Store(f"sqlite:///{path}").close()
-    return path
 
 
 @pytest.fixture(params=["sqlite", "postgres"] if POSTGRES else ["sqlite"])
@@ -39,8 +29,8 @@ def transport(service: Service) -> AppTransport:
 
 
 @pytest.fixture
-def queue_url(database_url: str, tmp_path: Path, migrated_file: Path) -> str:
+def queue_url(database_url: str, tmp_path: Path) -> str:
     """URL of a database that holds empty tables already, where that saves time."""
     if database_url.startswith("sqlite"):
-        shutil.copy(migrated_file, tmp_path / "segfleet.db")
+        return migrated_database(tmp_path / "segfleet.db")
     return database_url
