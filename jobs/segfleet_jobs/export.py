@@ -155,6 +155,9 @@ def main(arguments: list[str] | None = None) -> int:
     except SegfleetError as error:
         print(f"error: {clean(error)}", file=sys.stderr)
         return 2 if isinstance(error, ModelError | SettingsError) else 1
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was written", file=sys.stderr)
+        return 1
     if options.json:
         print(json.dumps({"file": str(options.out), **document}))
     else:

@@ -13,7 +13,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from segfleet_jobs.imported_model import (
     taken_over,
     with_windows,
 )
+from segfleet_jobs.origin import UNKNOWN, code_version, size_tags
 from segfleet_jobs.tracking import fail_run, find_experiment, flatten, log_segmenter, patiently
 from segfleet_models.convert import Imported
 
@@ -74,9 +74,11 @@ def register_import(
         save_file(imported.state, weights)
         digest = content_digest(weights, config)
         run_id, model_uri = _log_once(digest, weights, config, tags)
+        licences = {f"segfleet.licence.{what}": UNKNOWN for what in ("data", "weights")}
+        told = {**tags, **licences, **size_tags(weights), "segfleet.code_version": code_version()}
     _say("registering")
     made = client.register_model(
-        name, run_id=run_id, model_uri=model_uri, content_digest=digest, alias=alias, tags=tags
+        name, run_id=run_id, model_uri=model_uri, content_digest=digest, alias=alias, tags=told
     )
     return {**made, "run_id": run_id}
 
@@ -111,7 +113,7 @@ def _log_once(digest: str, weights: Path, config: Mapping[str, Any], tags: Mappi
 def _run_of(client: mlflow.MlflowClient, digest: str, tags: Mapping[str, str]) -> Any:
     experiment_id = find_experiment(client, EXPERIMENT)
     runs = client.search_runs([experiment_id], f"tags.`{CONTENT_TAG}` = '{digest}'", max_results=1)
-    own = {CONTENT_TAG: digest, "segfleet.code_version": metadata.version("segfleet")}
+    own = {CONTENT_TAG: digest, "segfleet.code_version": code_version()}
     return runs[0] if runs else client.create_run(experiment_id, tags={**tags, **own}, run_name=f"import {digest[:8]}")
 
 
@@ -195,6 +197,9 @@ def main(arguments: list[str] | None = None) -> int:
     except SegfleetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ModelError | SettingsError) else 1
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command goes on where this one ended", file=sys.stderr)
+        return 1
     facts = taken_over(imported, classes)
     if options.json:
         print(json.dumps({**made, "taken_over": facts}))

@@ -123,7 +123,21 @@ class Predictor:
 
     def _targets(self, source: Source) -> Targets:
         wishes = self._wishes
-        return targets_of(source, wishes.out, overlay=wishes.overlay, probabilities=wishes.probabilities)
+        return targets_of(
+            source,
+            wishes.out,
+            overlay=wishes.overlay,
+            probabilities=wishes.probabilities,
+            label_ids=self._label_ids_name(source),
+        )
+
+    def _label_ids_name(self, source: Source) -> str | None:
+        if self._wishes.label_ids is None:
+            return None
+        try:
+            return LABEL_IDS[self._wishes.label_ids](_NO_LABELS, source.path.stem)[0]
+        except DataError:
+            return None  # a picture of another name, which fails when its turn comes
 
     def _readable(self, pairs: Iterable[tuple[Source, Targets]]) -> Iterator[_Work]:
         for source, targets in pairs:
@@ -158,12 +172,10 @@ class Predictor:
     def _write(self, work: _Work, labels: Labels) -> None:
         targets, palette = work.targets, self._stored.palette
         entry: dict[str, Any] = {"image": str(work.source.path), "mask": str(targets.mask)}
-        if self._wishes.label_ids:
-            # In a folder of their own: the evaluator takes every picture that begins with the name for a prediction.
-            name, data = LABEL_IDS[self._wishes.label_ids](labels.astype(np.uint8), work.source.path.stem)
-            label_ids = self._wishes.out / "labelIds" / name
-            _write_bytes(label_ids, data)
-            entry["label_ids"] = str(label_ids)
+        if self._wishes.label_ids and targets.label_ids is not None:
+            _, data = LABEL_IDS[self._wishes.label_ids](labels.astype(np.uint8), work.source.path.stem)
+            _write_bytes(targets.label_ids, data)
+            entry["label_ids"] = str(targets.label_ids)
         # The mask first: it is by the mask that the other files are known to be ours.
         _write_bytes(targets.mask, encode_mask(labels, palette, {MODEL_KEYWORD: self._name}))
         if targets.overlay is not None:

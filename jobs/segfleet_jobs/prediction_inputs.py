@@ -33,14 +33,16 @@ class Targets:
     mask: Path
     overlay: Path | None
     probabilities: Path | None
+    label_ids: Path | None = None
 
     def existing(self) -> list[Path]:
         """Those that are there already."""
-        return [path for path in self.wanted() if path.exists()]
+        return [path for path in self.wanted() if _is_there(path)]
 
     def wanted(self) -> list[Path]:
         """All that are to be made."""
-        return [path for path in (self.mask, self.overlay, self.probabilities) if path is not None]
+        paths = (self.mask, self.overlay, self.probabilities, self.label_ids)
+        return [path for path in paths if path is not None]
 
 
 def find_sources(names: Sequence[str], out: Path) -> list[Source]:
@@ -51,22 +53,32 @@ def find_sources(names: Sequence[str], out: Path) -> list[Source]:
         out: The folder for results: what is below it is no input of a folder or pattern.
 
     Raises:
-        DataError: a folder or pattern holds no picture, or `out` is a folder of pictures itself.
+        DataError: a folder or pattern holds no picture or cannot be read, or `out` is a folder of pictures itself.
     """
     sources: dict[tuple[str, Path], Source] = {}
     for name in names:
-        for source in _meant(name, out):
-            sources.setdefault((os.path.realpath(source.path), source.place), source)
+        try:
+            for source in _meant(name, out):
+                sources.setdefault((os.path.realpath(source.path), source.place), source)
+        except OSError as error:
+            raise DataError(f"{error.filename or name!r} cannot be looked at: {error.strerror}") from error
     return list(sources.values())
 
 
-def targets_of(source: Source, out: Path, *, overlay: bool, probabilities: bool) -> Targets:
-    """`STEM.png`, `STEM-overlay.png` and `STEM-probabilities.npy`, in the picture's place below `out`."""
+def targets_of(
+    source: Source, out: Path, *, overlay: bool, probabilities: bool, label_ids: str | None = None
+) -> Targets:
+    """`STEM.png`, `STEM-overlay.png` and `STEM-probabilities.npy`, in the picture's place below `out`.
+
+    A benchmark's file of the name `label_ids` is in a folder of its own, `labelIds`: the benchmark's evaluator takes
+    every picture that begins with the name for a prediction.
+    """
     folder, stem = out / source.place.parent, source.place.stem
     return Targets(
         mask=folder / f"{stem}.png",
         overlay=folder / f"{stem}-overlay.png" if overlay else None,
         probabilities=folder / f"{stem}-probabilities.npy" if probabilities else None,
+        label_ids=out / "labelIds" / label_ids if label_ids else None,
     )
 
 
@@ -108,6 +120,13 @@ def _meant(name: str, out: Path) -> Iterator[Source]:
             yield Source(file, file.relative_to(root))
     if not count:
         raise DataError(f"{name!r} holds no picture ({', '.join(sorted(SUFFIXES))})")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False  # a name that cannot be looked up is told of when it is to be written
 
 
 def _fixed_part(pattern: Path) -> Path:

@@ -170,7 +170,10 @@ def _pair(value: Any) -> tuple[int, int]:
 def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"the configuration inside the checkpoint says {name} is {value!r}; a number is needed")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"the configuration inside the checkpoint has a {name} that is beyond any number") from error
 
 
 def _shares(values: Any) -> Channels:

@@ -59,7 +59,7 @@ def load_stored(config_path: Path, weights_path: Path) -> StoredModel:
             window=WindowConfig(**{**window, "scales": tuple(window["scales"])}),
             document=document,
         )
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, OverflowError, RecursionError, json.JSONDecodeError) as error:
         raise ValueError(f"{config_path.name} describes no model: {error!r}") from error
     if not len(stored.class_names) == len(stored.palette) == config.num_classes:
         raise ValueError(

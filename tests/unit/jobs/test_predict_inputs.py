@@ -65,6 +65,11 @@ def test_nothing_found_is_an_error(name: str, photos: Path) -> None:
         places("photos", name)
 
 
+def test_a_name_that_no_file_can_have_is_said(photos: Path) -> None:
+    with pytest.raises(DataError, match="cannot be looked at: File name too long"):
+        places("photos", "x" * 300 + ".png")
+
+
 def test_targets_keep_the_place() -> None:
     source = Source(Path("x/a/street.jpg"), Path("a/street.jpg"))
     targets = targets_of(source, Path("out"), overlay=True, probabilities=True)

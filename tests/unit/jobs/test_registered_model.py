@@ -55,6 +55,7 @@ def test_what_is_no_model_is_said(tmp_path: Path) -> None:
         ({"window": {"window": 3}}, "describes no model"),
         ({"model": {"backbone": "x"}}, "incomplete model settings"),
         ({"palette": [[1, 2]]}, "not enough values"),
+        ({"ignore_index": float("inf")}, "describes no model"),
     ],
 )
 def test_a_damaged_description_is_said(change: dict[str, object], message: str, tmp_path: Path) -> None:
@@ -62,6 +63,13 @@ def test_a_damaged_description_is_said(change: dict[str, object], message: str, 
     path = folder / "artifacts" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ModelError, match=f"cannot be loaded: .*{message}"):
+        load_registered(folder)
+
+
+def test_a_bottomless_description_is_said(tmp_path: Path) -> None:
+    folder = make_pulled_model(tmp_path / "model")
+    (folder / "artifacts" / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ModelError, match="describes no model"):
         load_registered(folder)
 
 

@@ -144,6 +144,7 @@ def test_every_unknown_missing_and_misshapen_key_is_listed() -> None:
         (("align_corners=False", "align_corners=True"), "align_corners is True"),
         (("eps=1e-06, requires_grad=True), i", "eps='x'), i"), "eps is 'x'"),
         (("mean=[127.5, 127.5, 127.5]", "mean=[127.5]"), "use three numbers"),
+        (("mean=[127.5, 127.5, 127.5]", f"mean=[127.5, 1{'0' * 400}, 127.5]"), "beyond any number"),
         (("model =", "model (="), "cannot be read"),
     ],
 )
