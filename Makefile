@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+PAIR := env OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 MARKS_UNIT := not integration and not e2e and not gpu
 
 .DEFAULT_GOAL := help
@@ -22,12 +23,12 @@ demo: $(STAMP) ## from raw pictures to a registered model, then predictions in d
 	@$(BIN)/python scripts/demo.py
 
 test: test-unit ## all tests: unit, then integration, then end to end
-	$(BIN)/python scripts/with_postgres.py $(BIN)/pytest tests/unit/platform tests/integration -m "not gpu" -k postgres
-	$(BIN)/pytest tests -m "integration and not gpu"
+	$(BIN)/python scripts/with_postgres.py $(PAIR) tests/unit/platform tests/integration -m "not gpu" -k postgres
+	$(PAIR) tests -m "integration and not gpu"
 	$(BIN)/pytest tests/e2e -m "e2e and not gpu"
 
 test-unit: $(STAMP) ## the quick tests: no network, no Ray
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -m "$(MARKS_UNIT)" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests/unit -m "$(MARKS_UNIT)"
 
 check: $(STAMP) ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, make_url, text
 
 from fakes import FakeClock
 from segfleet.queue.model import Attempt
@@ -37,7 +37,22 @@ RUNNING = Attempt(
     closed=False,
 )
 OPEN_STORES: list[Store] = []
-POSTGRES = os.environ.get("SEGFLEET_TEST_POSTGRES", "")
+
+
+def _postgres() -> str:
+    """URL of a PostgreSQL database for this test process alone, or nothing."""
+    url, process = os.environ.get("SEGFLEET_TEST_POSTGRES", ""), os.environ.get("PYTEST_XDIST_WORKER", "")
+    if not url or not process:
+        return url
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        if not connection.scalar(text("SELECT count(*) FROM pg_database WHERE datname = :name"), {"name": process}):
+            connection.execute(text(f"CREATE DATABASE {process}"))
+    engine.dispose()
+    return make_url(url).set(database=process).render_as_string(hide_password=False)
+
+
+POSTGRES = _postgres()
 
 
 def train_document(workers: int = 1, **queue: Any) -> dict[str, Any]:

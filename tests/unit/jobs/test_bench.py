@@ -31,6 +31,7 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(path)
 
 
+@pytest.mark.integration
 def test_measures_forward_and_training(spec: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--spec", spec, "--size", "32", "--steps", "2", "--batch", "2", "--classes", "5", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

@@ -198,6 +198,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(capsys: pytest.Captu
     assert capsys.readouterr().err == "predicting: 4 of 10, 18s left\n"
 
 
+@pytest.mark.integration
 def test_a_mask_of_64_megapixels_is_known_again_and_a_stranger_s_huge_file_is_none(tmp_path: Path) -> None:
     known = PngInfo()
     known.add_text(prediction_files.MODEL_KEYWORD, "streets/3")

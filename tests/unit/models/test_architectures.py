@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -38,7 +39,12 @@ OTHER_VITS = {
 }
 
 
-@pytest.mark.parametrize("name", ARCHS)
+def _quick(names: Iterable[str]) -> list[str]:
+    """Those without the ones that alone take seconds."""
+    return [name for name in names if name not in ("upernet", "SigLIP")]
+
+
+@pytest.mark.parametrize("name", [*_quick(ARCHS), pytest.param("upernet", marks=pytest.mark.integration)])
 def test_any_size_gives_logits_of_its_stride_and_every_parameter_learns(name: str) -> None:
     torch.manual_seed(0)
     model = build_segmenter(ARCHS[name])
@@ -132,7 +138,7 @@ def test_weights_of_another_network_are_refused_by_name() -> None:
         model.load_backbone(state)
 
 
-@pytest.mark.parametrize("name", OTHER_VITS)
+@pytest.mark.parametrize("name", [*_quick(OTHER_VITS), pytest.param("SigLIP", marks=pytest.mark.integration)])
 def test_other_plain_vits_are_encoders_at_any_size(name: str) -> None:
     torch.manual_seed(0)
     backbone, patch = OTHER_VITS[name]
@@ -144,6 +150,7 @@ def test_other_plain_vits_are_encoders_at_any_size(name: str) -> None:
     assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("backbone", "patch"),
     [("eva02_tiny_patch14_224", 14), ("vit_base_patch16_siglip_224", 16), ("deit3_small_patch16_224", 16)],

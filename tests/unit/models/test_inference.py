@@ -116,6 +116,7 @@ def test_labels_are_those_of_the_plain_protocol(config: WindowConfig, size: tupl
     assert len(labels.unique()) > 1
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("size", "num_classes", "config"),
     [

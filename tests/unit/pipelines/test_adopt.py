@@ -117,6 +117,7 @@ def test_a_picture_too_large_for_memory_is_refused(
         adopt(prepare_spec, made, tmp_path / "out")
 
 
+@pytest.mark.integration
 def test_the_number_of_processes_changes_nothing(made: Path, tmp_path: Path, prepare_spec: Spec) -> None:
     first = adopt(prepare_spec, made, tmp_path / "a", processes=1)
     assert adopt(prepare_spec, made, tmp_path / "b", processes=2) == first

@@ -30,6 +30,7 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare_tiny(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.mark.integration
 def test_random_damage_is_noticed(tiny_dataset: Path, tmp_path: Path) -> None:
     done = damage_at_random(tiny_dataset, tmp_path / "dataset", cases=200, seed=20)
     assert {kind for kind, _ in done} == set(SURGEONS)

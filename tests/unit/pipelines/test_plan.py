@@ -178,6 +178,7 @@ def test_weights_are_reached_at_every_step(world: World, steps: int) -> None:
         assert abs(counts[dataset] - share) <= Fraction(dataset + 1, 2)
 
 
+@pytest.mark.integration
 def test_weights_are_exact_in_the_long_run_and_small_ones_are_not_forgotten() -> None:
     plan = OrderPlan(((50,), (7,), (3,)), (100.0, 1.0, 0.01), 0, 8)
     steps = 10101  # the sum of the weights, in hundredths

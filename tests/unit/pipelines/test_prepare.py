@@ -45,6 +45,7 @@ def stored_mask(index: SampleIndex, i: int) -> np.ndarray:
     return unpack_mask(index.read_sample(i)[2], index.members(i)[1], height, width)
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("small_shards")
 def test_the_result_does_not_depend_on_the_number_of_processes(
     raw: Path, tmp_path: Path, prepare_spec: MakeSpec

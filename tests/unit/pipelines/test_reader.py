@@ -271,6 +271,7 @@ def _read_all(index: SampleIndex, results: Connection) -> None:
     results.send(private_mib() - before)
 
 
+@pytest.mark.integration
 def test_forked_readers_share_the_index(tmp_path: Path) -> None:
     write_long_dataset(tmp_path / "long", num_samples=100_000, num_classes=150)
     index = SampleIndex.load(tmp_path / "long", "train")

@@ -127,6 +127,7 @@ def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("first", "step"), [(11, 60), pytest.param(1, 1, marks=pytest.mark.integration)], ids=["some", "all"]
 )

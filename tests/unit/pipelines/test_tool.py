@@ -119,6 +119,7 @@ def test_names_cannot_steer_the_terminal(raw: Path, tmp_path: Path, capsys: pyte
     assert "\x1b" not in err
 
 
+@pytest.mark.integration
 def test_a_terminated_prepare_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "segfleet_pipelines.tool", "prepare", "synthetic", "--samples", "100000"]
     process = subprocess.Popen([*command, "--out", "out"], cwd=tmp_path, stderr=subprocess.DEVNULL)
