@@ -86,7 +86,13 @@ policies = st.builds(
     max_overtaken=st.integers(1, 5),
 )
 clusters = st.lists(st.builds(Node, st.integers(0, 8), st.integers(0, 4)), min_size=1, max_size=4)
-gangs = st.builds(Gang, st.integers(1, 4), st.integers(0, 4), st.integers(0, 2), st.integers(0, 6))
+_sizes = st.lists(st.integers(1, 6), min_size=1, max_size=4, unique=True).map(sorted)
+gangs = st.builds(Gang, st.integers(1, 4), st.integers(0, 4), st.integers(0, 2), st.integers(0, 6)) | st.builds(
+    lambda sizes, cpus, gpus: Gang(sizes[0], cpus, gpus, sizes[-1], tuple(sizes)),
+    _sizes,
+    st.integers(0, 4),
+    st.integers(0, 2),
+)
 # Workers of one CPU and one GPU cannot leave holes, so that what fits is a matter of sums and results are exact.
 plain_gangs = st.builds(Gang, st.sampled_from((1, 1, 2, 3, 4, 6)), st.just(1), st.just(1))
 _names = {

@@ -62,8 +62,8 @@ def client_of(home: Path, port: int) -> Client:
 
 
 @contextmanager
-def mlflow_server(folder: Path) -> Iterator[str]:
-    """An MLflow server with its files in a folder; its URL."""
+def mlflow_server(folder: Path, artifacts: str = "", **variables: str) -> Iterator[str]:
+    """An MLflow server with its files in a folder, or its artifacts elsewhere; its URL."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     flags = [
@@ -71,13 +71,18 @@ def mlflow_server(folder: Path) -> Iterator[str]:
         "--host=127.0.0.1",
         "--workers=1",
         f"--backend-store-uri=sqlite:///{folder}/mlflow.db",
-        f"--artifacts-destination={folder}/artifacts",
+        f"--artifacts-destination={artifacts or folder / 'artifacts'}",
     ]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "mlflow", "server", *flags]
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            command, cwd=folder, stdout=log, stderr=log, env={**os.environ, **quiet}, start_new_session=True
+            command,
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **quiet, **variables},
+            start_new_session=True,
         )
         try:
             _await_health(url, process)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from fastapi.testclient import TestClient
 from factories import migrated_database
 from segfleet.errors import ModelError
 from segfleet.queue import lifecycle
+from segfleet.queue.leadership import Office
 from segfleet.queue.service import Queue
 from segfleet.queue.store import Store
 from segfleet.registry.registration import Registration
@@ -30,14 +32,32 @@ URL = "http://127.0.0.1:8700"
 
 @dataclass
 class FakeRegistry:
-    """Knows one model, `seg`, whose version 1 is `@best` and holds `files`."""
+    """Knows one model, `seg`, whose version 1 is `@best`, with version 2 beside it; both hold `files`."""
 
     files: dict[str, bytes] = field(default_factory=lambda: {"MLmodel": b"flavors: {}\n", "data/w.bin": b"\0" * 5000})
     registered: list[Registration] = field(default_factory=list)
     figures: dict[tuple[str, str], dict[str, float | None]] = field(default_factory=dict)
+    versions: set[str] = field(default_factory=lambda: {"1", "2"})
+    aliases: dict[str, str] = field(default_factory=lambda: {"best": "1"})
+    moves: list[tuple[str, str]] = field(default_factory=list)
+    made_by: dict[str, list[str]] = field(default_factory=dict)
+    runs: dict[str, list[str]] = field(default_factory=dict)
 
     def is_up(self) -> bool:
         return True
+
+    def versions_by_job(self) -> dict[str, list[str]]:
+        return dict(self.made_by)
+
+    def runs_by_job(self) -> dict[str, list[str]]:
+        return {job_id: list(runs) for job_id, runs in self.runs.items()}
+
+    def remove_run(self, run_id: str) -> bool:
+        for runs in self.runs.values():
+            if run_id in runs:
+                runs.remove(run_id)
+                return True
+        return False
 
     def models(self) -> list[dict[str, Any]]:
         return [{"name": "seg", "aliases": {"best": "1"}, "latest_version": "1"}]
@@ -48,7 +68,28 @@ class FakeRegistry:
 
     def version(self, name: str, ref: str) -> dict[str, Any]:
         self._known(name, ref)
-        return {"name": name, "version": "1", "aliases": ["best"]}
+        number = self.aliases[ref.removeprefix("@")] if ref.startswith("@") else ref
+        aliases = [alias for alias, version in self.aliases.items() if version == number]
+        document = {"name": name, "version": number, "aliases": aliases, "job": None, "run_id": "r" * 32}
+        return {**document, "metrics": {}, "tags": {}}
+
+    def holder(self, name: str, alias: str) -> str | None:
+        self._known(name)
+        return self.aliases.get(alias)
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        self._known(name, version)
+        self.aliases[alias] = version
+        self.moves.append((alias, version))
+
+    def delete_version(self, name: str, version: str) -> None:
+        self._known(name, version)
+        self.versions.discard(version)
+
+    def fetch_pictures(self, version: dict[str, Any], folder: Path) -> None:
+        folder.mkdir()
+        confusion = {"class_names": ["a<b", "c"], "matrix": [[3, 1], [0, 2]]}
+        (folder / "confusion.json").write_text(json.dumps(confusion))
 
     def fetch(self, name: str, ref: str, folder: Path) -> Path:
         self._known(name, ref)
@@ -57,16 +98,17 @@ class FakeRegistry:
             (folder / "artifacts" / path).write_bytes(content)
         return folder / "artifacts"
 
-    def register(self, wanted: Registration) -> dict[str, str | None]:
+    def register(self, wanted: Registration) -> str:
         self.registered.append(wanted)
-        return {"name": wanted.name, "version": "1", "alias": wanted.alias}
+        return "1"
 
     def add_metrics(self, name: str, version: str, metrics: dict[str, float | None]) -> None:
         self._known(name, version)
         self.figures.setdefault((name, version), {}).update(metrics)
 
     def _known(self, name: str, ref: str = "1") -> None:
-        if name != "seg" or ref not in ("1", "@best"):
+        known = ref.removeprefix("@") in self.aliases if ref.startswith("@") else ref in self.versions
+        if name != "seg" or not known:
             raise ModelError(f"the registry has no {name}/{ref}")
 
 
@@ -144,7 +186,8 @@ def serving(folder: Path) -> Iterator[Service]:
     store = Store(migrated_database(home.root / "segfleet.db"))
     seconds = itertools.count(1_700_000_000)
     queue, registry = Queue(store, lambda: float(next(seconds)), home.storage), FakeRegistry()
-    app = create_app(Services(settings, queue, registry, lambda: True), API_TOKEN)  # type: ignore[arg-type]
+    office = Office(store, queue.clock, settings.server, settings.leader_lease_s)
+    app = create_app(Services(settings, queue, registry, lambda: True, office), API_TOKEN)  # type: ignore[arg-type]
     with TestClient(app, base_url=URL, raise_server_exceptions=False) as http:
         yield Service(http, queue, registry, home)
     store.close()

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from factories import fresh_database, train_document
+from fleet import Fleet
 from segfleet.cluster.launcher import RayJobStatus, RayState
 from segfleet.errors import AttemptFencedError, IllegalTransitionError, QueueError
-from segfleet.queue.model import Grant
+from segfleet.queue.model import Grant, Job, gang_of
 from segfleet.queue.states import JobState, is_terminal
 from storm import Fate, KilledError, Storm
 
@@ -77,9 +78,16 @@ class Outcome:
 class Soak:
     """One run; everything random comes from the seed."""
 
-    def __init__(self, root: Path, url: str, *, jobs: int, kills: int, seed: int, cpus: int = 128) -> None:
+    def __init__(
+        self, root: Path, url: str, *, jobs: int, kills: int, seed: int, servers: int = 1, cpus: int = 128
+    ) -> None:
         self.random = random.Random(seed)
-        self.storm = Storm(root, url, cpus=cpus, lease_s=30.0, start_deadline_s=60.0)
+        timings = {"lease_s": 30.0, "start_deadline_s": 60.0}
+        self.storm: Storm | Fleet = (
+            Storm(root, url, cpus=cpus, **timings)
+            if servers == 1
+            else Fleet(root, url, servers=servers, dice=self.random, cpus=cpus, **timings)
+        )
         self.num_jobs, self.kills = jobs, kills
         self.outcome = Outcome(jobs=jobs)
         self.acknowledged: dict[str, str] = {}
@@ -154,7 +162,12 @@ class Soak:
         while len(self.acknowledged) < self.num_jobs and len(self.open) < BACKLOG:
             key = f"soak-{len(self.acknowledged)}"
             queue = {"priority": self.random.choice([40, 50, 60]), "max_retries": 100}
-            document = {**train_document(self.random.choice([1, 1, 2, 4, 8]), **queue), "name": key}
+            workers = self.random.choice([1, 1, 2, 4, 8])
+            document = {**train_document(workers, **queue), "name": key}
+            if self.random.random() < 0.2:
+                document["resources"] = {**document["resources"], "workers": {"min": 1, "max": workers + 1}}
+            if self.random.random() < 0.1:
+                document["queue"] = {**document["queue"], "start_within": self.random.choice(["5s", "5m"])}
             job = self.ask("submit", document, owner="ann", key=key)[0]
             self.acknowledged[job.id] = key
             self.open.add(job.id)
@@ -176,6 +189,8 @@ class Soak:
         try:
             if driver.grant is None:
                 driver.grant = self.ask("claim", driver.attempt_id, driver.code, "0123456789abcdef")
+                granted = driver.grant.workers
+                assert gang_of(driver.grant.spec).usable(granted) == granted <= self.storm.ray.cpus
                 self._accepted(driver)
             elif driver.beats_left > 0:
                 self._beat(driver)
@@ -252,10 +267,16 @@ class Soak:
             elif job.state == JobState.PAUSED and (self.calm or self.random.random() < 0.1):
                 self.ask("resume", job.id, "ann")
 
+    def _may_fail(self, job: Job) -> bool:
+        """Whether the job was to fail: a driver has said so, or it was not to wait any longer and has not started."""
+        if (job.error or {}).get("class") == "start_deadline":
+            return job.spec["queue"]["start_within"] is not None and job.attempt == 0
+        return (job.error or {}).get("class") == "user"
+
     def judge(self) -> None:
         """Count what must not be."""
         storm, outcome = self.storm, self.outcome
-        if storm._pid is None:
+        if not storm.is_alive:
             storm.start()
         outcome.kills = len(storm.deaths)
         outcome.stuck = len(self.open)
@@ -270,16 +291,16 @@ class Soak:
             outcome.attempts += job.attempt
             outcome.lost += (job.state == JobState.SUCCEEDED) != (self.completions[job.id] == 1)
             outcome.lost += job.state == JobState.CANCELLED and job.id not in self.cancelled
-            outcome.lost += job.state == JobState.FAILED and (job.error or {}).get("class") != "user"
+            outcome.lost += job.state == JobState.FAILED and not self._may_fail(job)
         storm.kill()
 
 
-def soak(kind: str, *, jobs: int, kills: int, seed: int, told: Any = None) -> Outcome:
+def soak(kind: str, *, jobs: int, kills: int, seed: int, servers: int = 1, told: Any = None) -> Outcome:
     """One run on a fresh database; `kind` is `sqlite` or `postgres`."""
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
     folder = Path(tempfile.mkdtemp(prefix="segfleet-soak-", dir=memory))
     try:
-        return Soak(folder, fresh_database(kind, folder), jobs=jobs, kills=kills, seed=seed).run(told)
+        return Soak(folder, fresh_database(kind, folder), jobs=jobs, kills=kills, seed=seed, servers=servers).run(told)
     finally:
         shutil.rmtree(folder)
 
@@ -290,11 +311,14 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--kills", type=int, default=1_000)
     parser.add_argument("--seed", type=int, default=None, help="default: drawn, and printed")
+    parser.add_argument("--servers", type=int, default=1, help="more than one only on postgres")
     parser.add_argument("--database", choices=["sqlite", "postgres"], default="sqlite", help=POSTGRES_HELP)
     options = parser.parse_args()
     seed = random.randrange(2**31) if options.seed is None else options.seed
     print(f"seed {seed}, {options.database}", flush=True)
-    outcome = soak(options.database, jobs=options.jobs, kills=options.kills, seed=seed, told=_tell)
+    outcome = soak(
+        options.database, jobs=options.jobs, kills=options.kills, seed=seed, servers=options.servers, told=_tell
+    )
     print(f"{options.database}, seed {seed}: {outcome}")
     return 0 if outcome.is_good else 1
 

@@ -6,21 +6,25 @@ The two talk over a pipe: the test calls the queue's verbs, the service calls th
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
 from factories import make_settings
 from fakes import FakeClock, FakeLauncher
+from segfleet.errors import LeadershipLostError
 from segfleet.queue.dispatcher import Dispatcher
+from segfleet.queue.leadership import Office, Term
 from segfleet.queue.service import Queue
 from segfleet.queue.store import Store, Transaction
 
@@ -65,6 +69,11 @@ class Storm:
         self._pid: int | None = None
         self._pipe: Connection | None = None
         self._reached = 0
+        self.name = "server"
+
+    @property
+    def is_alive(self) -> bool:
+        return self._pid is not None
 
     def start(self, fate: Fate | None = None) -> None:
         """Begin a life of the service."""
@@ -74,7 +83,7 @@ class Storm:
         self._pid = os.fork()
         if self._pid == 0:
             self._pipe.close()
-            _serve(theirs, self._root, self._url, self._settings, self.fate)
+            _serve(theirs, self.name, self._root, self._url, self._settings, self.fate)
         theirs.close()
 
     def call(self, verb: str, *args: Any, **named: Any) -> Any:
@@ -162,7 +171,7 @@ class _RemoteRay:
         return ask
 
 
-def _serve(pipe: Connection, root: Path, url: str, settings: dict[str, Any], fate: Fate) -> NoReturn:
+def _serve(pipe: Connection, name: str, root: Path, url: str, settings: dict[str, Any], fate: Fate) -> NoReturn:
     """A life of the service: answers until it is killed. Never returns into the test."""
     logging.disable()
     try:
@@ -173,17 +182,26 @@ def _serve(pipe: Connection, root: Path, url: str, settings: dict[str, Any], fat
             signal.setitimer(signal.ITIMER_REAL, fate.delay_s)
         clock = FakeClock()
         queue: Queue | None = None
+        term: Term | None = None
         while True:
             verb, args, named, clock.now = pipe.recv()
             if queue is None:
                 queue = Queue(Store(url), clock, root / "storage")
-                dispatcher = Dispatcher(queue, _RemoteRay(pipe), make_settings(root, **settings))  # type: ignore[arg-type]
+                office = Office(queue.store, clock, name, 15.0)
             try:
                 if verb == "step":
-                    dispatcher.step(clock.now)
+                    office.turn()
+                    if office.term is not term and office.term is not None:
+                        values = make_settings(root, **settings)
+                        dispatcher = Dispatcher(queue, office.term, _RemoteRay(pipe), values)  # type: ignore[arg-type]
+                    term = office.term
+                    if term is not None:
+                        # As the dispatcher's loop: whoever leads no longer goes on answering.
+                        with suppress(LeadershipLostError):
+                            dispatcher.step(clock.now)
                     answer: Any = None
                 else:
-                    answer = getattr(queue, verb)(*args, **named)
+                    answer = attrgetter(verb)(queue)(*args, **named)
             except Exception as error:
                 pipe.send(("error", error))
             else:
@@ -197,13 +215,18 @@ def _serve(pipe: Connection, root: Path, url: str, settings: dict[str, Any], fat
         os._exit(70)
 
 
+_FENCED = inspect.unwrap(Term.write).__code__
+
+
 def _mortal(fate: Fate) -> Callable[[Store], Any]:
     """`Store.write`, with the end of a life in it."""
     whole, passed = Store.write, [0]
 
     @contextmanager
     def write(self: Store) -> Iterator[Transaction]:
-        point = sys._getframe(2).f_code.co_name
+        frame = sys._getframe(2)
+        # The leader's fenced transactions are those of who asks for one.
+        point = (sys._getframe(4) if frame.f_code is _FENCED else frame).f_code.co_name
         dies = False
         with whole(self) as tx:
             yield tx

@@ -7,10 +7,20 @@ from pathlib import Path
 from factories import make_queue, make_settings, train_document
 from fakes import FakeClock, FakeLauncher
 from segfleet.queue.dispatcher import Dispatcher
+from segfleet.queue.leadership import Office, Term
 from segfleet.queue.model import Grant, Job
+from segfleet.queue.service import Queue
 from segfleet.queue.states import JobState
 
 INSTANCE = "0123456789abcdef"
+
+
+def lead(queue: Queue) -> Term:
+    """The leadership of a queue's database, for ever."""
+    office = Office(queue.store, queue.clock, "server", lease_s=float("inf"))
+    office.turn()
+    assert office.term is not None
+    return office.term
 
 
 class World:
@@ -29,7 +39,7 @@ class World:
 
     def _open(self) -> None:
         self.queue = make_queue(self.root, self.clock, self.url)
-        self.dispatcher = Dispatcher(self.queue, self.ray, self.settings)
+        self.dispatcher = Dispatcher(self.queue, lead(self.queue), self.ray, self.settings)
 
     def submit(self, workers: int = 1, **queue: object) -> Job:
         return self.queue.submit(train_document(workers=workers, **queue), owner="ann")[0]

@@ -26,21 +26,34 @@ _FENCED = (httpx.codes.CONFLICT, httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a process of an attempt needs to speak for it; the token stays out of every repr."""
+    """What a process of an attempt needs to speak for it; what is secret stays out of every repr.
+
+    Attributes:
+        mlflow: Variables of the environment that let a process in at the MLflow server.
+    """
 
     url: str
     attempt_id: str
     token: str = field(repr=False)
+    mlflow: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a driver gets for its one-time code."""
+    """What a driver gets for its one-time code.
+
+    Attributes:
+        storage: Folder of the job; the attempt writes below its own subfolder.
+        workers: How many the attempt has; an elastic job may have had others in an earlier attempt.
+        earlier: {"job_id", "result"} of the latest equal job that has succeeded, if it may be reused.
+    """
 
     credentials: Credentials
     job_id: str
     spec: dict[str, Any]
     storage: str
+    workers: int
+    earlier: dict[str, Any] | None = None
 
 
 def claim(environment: Mapping[str, str]) -> Grant:
@@ -60,8 +73,9 @@ def claim(environment: Mapping[str, str]) -> Grant:
     body = {"code": code, "instance": uuid.uuid4().hex}
     with httpx.Client(base_url=url, timeout=30.0) as http:
         answer = _call(http, "POST", f"/api/v1/attempts/{attempt_id}/claim", attempt_id, body, patience_s=120.0)
-    credentials = Credentials(url, attempt_id, str(answer["token"]))
-    return Grant(credentials, str(answer["job_id"]), dict(answer["spec"]), str(answer["storage"]))
+    credentials = Credentials(url, attempt_id, str(answer["token"]), dict(answer["mlflow"]))
+    job_id, spec, workers = str(answer["job_id"]), dict(answer["spec"]), int(answer["workers"])
+    return Grant(credentials, job_id, spec, str(answer["storage"]), workers, answer["earlier"])
 
 
 class AttemptClient:
@@ -69,6 +83,9 @@ class AttemptClient:
 
     def __init__(self, credentials: Credentials) -> None:
         self.attempt_id = credentials.attempt_id
+        # Every process of an attempt has a client before it speaks to MLflow, which reads them at each call. They come
+        # this way because Ray shows the environment that it starts a job with.
+        os.environ.update(credentials.mlflow)
         self._http = httpx.Client(
             base_url=f"{credentials.url}/api/v1/attempts/{credentials.attempt_id}/",
             headers={"Authorization": f"Bearer {credentials.token}"},
@@ -82,44 +99,118 @@ class AttemptClient:
             AttemptFencedError: this attempt must stop.
             ServiceError: the service is away (one try only; the next beat comes soon).
         """
-        return str(self._post("heartbeat", {"progress": progress}, patience_s=0.0)["command"])
+        return str(self.tell("heartbeat", {"progress": progress}, patience_s=0.0)["command"])
 
     def latest_checkpoint(self) -> dict[str, Any] | None:
         """The job's checkpoint pointer, or None if it has none yet."""
-        answer = _call(self._http, "GET", "checkpoint", self.attempt_id, None, PATIENCE_S)
-        found = answer.get("checkpoint")
+        found = self.ask("checkpoint").get("checkpoint")
         return dict(found) if found else None
 
     def set_checkpoint(self, record: Mapping[str, Any]) -> None:
         """Move the job's checkpoint pointer to a checkpoint that is durable on disk."""
-        self._post("checkpoint", {"checkpoint": dict(record)})
+        self.tell("checkpoint", {"checkpoint": dict(record)})
 
     def register(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Have the service make the job's one version in the model registry."""
-        return self._post("register", dict(body))
+        return self.tell("register", dict(body))
 
     def evaluated(self, version: str, metrics: Mapping[str, float]) -> None:
         """Have the service write an evaluation's figures to the version of the spec's model that was evaluated."""
-        self._post("evaluated", {"version": version, "metrics": dict(metrics)})
+        self.tell("evaluated", {"version": version, "metrics": dict(metrics)})
 
     def complete(self, result: Mapping[str, Any]) -> None:
         """End the attempt and the job with a result."""
-        self._post("complete", {"result": dict(result)})
+        self.tell("complete", {"result": dict(result)})
 
     def fail(self, failure_class: str, message: str) -> None:
         """End the attempt with a classified failure; any process of the attempt may call it."""
-        self._post("fail", {"failure": {"class": failure_class, "message": message[:4000]}})
+        self.tell("fail", {"failure": {"class": failure_class, "message": message[:4000]}})
 
     def yield_(self) -> None:
         """End the attempt as it was asked to; the job goes on later from its checkpoint."""
-        self._post("yield", {})
+        self.tell("yield", {})
+
+    def trials(self) -> list[dict[str, Any]]:
+        """All trials of the attempt's search, by number, as the service has stored them."""
+        return [dict(trial) for trial in self.ask("trials")["trials"]]
+
+    def add_trial(self, number: int, kind: str, params: Mapping[str, Any], num_steps: int) -> dict[str, Any]:
+        """Note a trial (kind `trial` or `final`) before it runs; the same again changes nothing.
+
+        Raises:
+            ServiceError: the number belongs to other parameters.
+        """
+        return self.tell("trials", {"number": number, "kind": kind, "params": dict(params), "num_steps": num_steps})
+
+    def trial(self, number: int) -> TrialClient:
+        """The calls about one trial."""
+        return TrialClient(self, number)
 
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
 
-    def _post(self, verb: str, body: dict[str, Any], patience_s: float = PATIENCE_S) -> dict[str, Any]:
-        return _call(self._http, "POST", verb, self.attempt_id, body, patience_s)
+    def ask(self, path: str) -> dict[str, Any]:
+        """GET a path below the attempt's own."""
+        return _call(self._http, "GET", path, self.attempt_id, None, PATIENCE_S)
+
+    def tell(self, path: str, body: dict[str, Any], patience_s: float = PATIENCE_S) -> dict[str, Any]:
+        """POST to a path below the attempt's own."""
+        return _call(self._http, "POST", path, self.attempt_id, body, patience_s)
+
+
+class TrialClient:
+    """What a search's attempt tells of one trial; every call may be made again. Answers are the trial's document."""
+
+    def __init__(self, attempt: AttemptClient, number: int) -> None:
+        self._attempt, self.number = attempt, number
+
+    def state(
+        self, state: str, *, why: str = "", mlflow_run: str | None = None, worker_seconds: float | None = None
+    ) -> dict[str, Any]:
+        """Say where the trial is: running, succeeded, stopped or failed.
+
+        Args:
+            state: Running again takes the trial over from an earlier attempt.
+            why: Why it was stopped or has failed.
+            mlflow_run: Its run; None keeps what is known.
+            worker_seconds: Over all its attempts so far; None keeps what is known.
+
+        Raises:
+            ServiceError: the trial cannot go there from where it is.
+        """
+        body = {"state": state, "why": why[:4000], "mlflow_run": mlflow_run, "worker_seconds": worker_seconds}
+        return self._post("state", body)
+
+    def report(
+        self, validation: int, step: int, value: float | None, miou: float | None, seconds: float
+    ) -> dict[str, Any]:
+        """Append what the trial's `validation`-th validation, from 1, has shown; a known one stays as it was."""
+        body = {"validation": validation, "step": step, "value": value, "miou": miou, "seconds": seconds}
+        return self._post("report", body)
+
+    def latest_checkpoint(self) -> dict[str, Any] | None:
+        """The trial's checkpoint pointer, or None if it has none yet."""
+        found = self._attempt.ask(f"trials/{self.number}/checkpoint").get("checkpoint")
+        return dict(found) if found else None
+
+    def set_checkpoint(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Move the trial's checkpoint pointer to a checkpoint that is durable on disk."""
+        return self._post("checkpoint", {"checkpoint": dict(record)})
+
+    def measured(
+        self,
+        *,
+        parameters: int | None = None,
+        images_per_s: float | None = None,
+        peak_memory_mib: float | None = None,
+    ) -> dict[str, Any]:
+        """Note size and speed of the trial's model; None keeps what is known."""
+        body = {"parameters": parameters, "images_per_s": images_per_s, "peak_memory_mib": peak_memory_mib}
+        return self._post("measured", body)
+
+    def _post(self, verb: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._attempt.tell(f"trials/{self.number}/{verb}", body)
 
 
 @dataclass(frozen=True, slots=True)

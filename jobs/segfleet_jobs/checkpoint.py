@@ -195,8 +195,8 @@ def load_latest(job_folder: Path, pointer: CheckpointRecord | None) -> tuple[Che
     )
 
 
-def prune(job_folder: Path, record: CheckpointRecord) -> None:
-    """Delete checkpoints that are neither among the latest two nor the best, and left-overs of broken writes.
+def prune(job_folder: Path, record: CheckpointRecord, latest: int = KEEP_LATEST) -> None:
+    """Delete checkpoints that are neither among the latest few nor the best, and left-overs of broken writes.
 
     Touches the folders of this attempt and of earlier ones only: an attempt that was overtaken while it slept may not
     delete what its successor has written.
@@ -207,7 +207,7 @@ def prune(job_folder: Path, record: CheckpointRecord) -> None:
     ]
     folders = [path for attempt in attempts for path in attempt.glob("step-*")]
     steps = sorted({_step_of(path) for path in folders if _step_of(path) <= record.step}, reverse=True)
-    kept = {*steps[:KEEP_LATEST], record.best_step}
+    kept = {*steps[:latest], record.best_step}
     for path in folders:
         if _step_of(path) not in kept and path != Path(record.path):
             shutil.rmtree(path, ignore_errors=True)

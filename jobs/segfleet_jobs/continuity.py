@@ -8,13 +8,13 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from segfleet.errors import CheckpointError
+from segfleet.spec.model_section import ModelSpec
 from segfleet.spec.sections import (
     AugmentSpec,
     DataSpec,
     LoopSpec,
     LossSpec,
     MixSpec,
-    ModelSpec,
     OptimSpec,
     Section,
 )

@@ -6,27 +6,18 @@ is taken off) and not scaled.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from segfleet_jobs.charts import DPI, Color, shortened
+from segfleet_jobs.name_places import place_name, place_of_point
 
 _MANY_CLASSES = 40
-_Box = tuple[float, float, float, float]  # left, bottom, right, top; pixels
-# Where a name may stand about its point, offset in points: close by on eight sides, then on ever wider rings.
-_NEAR = [(6, 0), (-6, 0), (0, 6), (0, -6), (5, 6), (-5, 6), (5, -6), (-5, -6)]
-_RINGS = [
-    (round(radius * math.cos(angle)), round(radius * math.sin(angle)))
-    for radius in (14, 24, 36, 50, 66)
-    for angle in (math.pi * (number + 0.5) / 8 for number in range(16))
-]
 
 
 def embedding_coordinates(embeddings: NDArray[np.floating]) -> tuple[NDArray[np.float64], tuple[float, float]]:
@@ -81,38 +72,11 @@ def draw_embeddings(
     axes.spines[["top", "right"]].set_visible(False)
     canvas.draw()
     figure.set_layout_engine("none")  # or the names to come would move the axes under them
-    radius = 4 * DPI / 72
-    points = axes.transData.transform(coordinates)
-    taken = [(x - radius, y - radius, x + radius, y + radius) for x, y in points.tolist()]
+    taken = [place_of_point(axes, x, y) for x, y in coordinates.tolist()]
     # From the outside in: what stands at the rim has the most places to go.
     order = np.argsort(-np.linalg.norm(coordinates, axis=1)).tolist()
-    missing = sum(not _place_name(axes, canvas, coordinates[i], shortened(names[i]), taken) for i in order)
+    missing = sum(
+        not place_name(axes, canvas, (coordinates[i, 0], coordinates[i, 1]), shortened(names[i]), taken) for i in order
+    )
     figure.savefig(path, facecolor="white")
     return missing
-
-
-def _place_name(axes: Axes, canvas: FigureCanvasAgg, point: NDArray[np.float64], name: str, taken: list[_Box]) -> bool:
-    """Write a name beside its point at the first place that is free; False if none is."""
-    spot = (float(point[0]), float(point[1]))
-    text = axes.annotate(name, spot, (0, 0), textcoords="offset points", fontsize=8.5, parse_math=False, zorder=4)
-    size = text.get_window_extent(canvas.get_renderer())
-    x, y = axes.transData.transform(spot)
-    for right, up in (*_NEAR, *_RINGS):
-        left = x + right * DPI / 72 - size.width * (0.0 if right > 0 else 1.0 if right < 0 else 0.5)
-        bottom = y + up * DPI / 72 - size.height * (0.0 if up > 0 else 1.0 if up < 0 else 0.5)
-        box = (left, bottom, left + size.width, bottom + size.height)
-        if any(_overlap(box, other) for other in taken):
-            continue
-        taken.append(box)
-        text.xyann = ((left - x) * 72 / DPI, (bottom - y) * 72 / DPI)
-        text.set(ha="left", va="bottom")
-        if (right, up) in _RINGS:
-            line = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
-            axes.annotate("", spot, (right, up), textcoords="offset points", arrowprops=line)
-        return True
-    text.remove()
-    return False
-
-
-def _overlap(one: _Box, other: _Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

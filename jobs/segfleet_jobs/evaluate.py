@@ -86,10 +86,11 @@ def work(grant: Grant, spec: JobSpec, client: AttemptClient, heart: Heart) -> di
         heart.progress({"phase": "starting workers", "num_steps": num_samples})
         found = run_group(grant, spec.resources, _score, {"plan": plan})
         heart.progress({"phase": "writing results", "step": num_samples, "num_steps": num_samples})
-        document = _document(version, plan, found, spec.resources.workers)
+        document = _document(version, plan, found, grant.workers)
         out = Path(scratch) / "out"
         write_files(out, plan, found["counts"], document)
         values = figures(document, document["figures"])
+        values[f"{document['figures']}images_per_s"] = document["samples_per_s"]
         # First what the service refuses to an attempt that is over: MLflow would take its files all the same.
         client.evaluated(version.version, values)
         log_evaluation(version, values, out, f"{EVALUATIONS}/{grant.job_id}")

@@ -19,6 +19,12 @@ class NonFiniteLossError(SegfleetError):
     code = "nan"
 
 
+class SearchFailedError(SegfleetError):
+    """Too many trials of a search have failed, or its final training has."""
+
+    code = "user"
+
+
 # What a lost peer, a process that was killed, a broken network or a sick GPU look like from inside torch.
 _TRANSPORT = re.compile(
     r"DataLoader worker \(pid.*(exited unexpectedly|killed by signal)|connection|closed by peer|timed? ?out|NCCL|gloo|"

@@ -6,7 +6,7 @@ anew on every worker.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 import ray
 import torch
 from ray.train import Checkpoint as RayCheckpoint
-from ray.train import CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from segfleet.spec.sections import ResourceSpec
@@ -38,6 +38,21 @@ class Voice:
 
 
 @dataclass(frozen=True, slots=True)
+class OneOfMany:
+    """A group that is not the attempt's only one: its end is not the attempt's end, and nobody but its caller retries.
+
+    Attributes:
+        name: Ray's name of the run; a used name would go on with what the earlier run has left.
+        storage: Ray's folder, shared by all workers.
+        callbacks: Hear what the workers report.
+    """
+
+    name: str
+    storage: str
+    callbacks: Sequence[UserCallback] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Member:
     """One worker of the group.
 
@@ -56,18 +71,27 @@ def attempt_folder(grant: Grant) -> Path:
 
 
 def run_group(
-    grant: Grant, resources: ResourceSpec, body: Callable[[Member, Mapping[str, Any]], T], config: Mapping[str, Any]
+    grant: Grant,
+    resources: ResourceSpec,
+    body: Callable[[Member, Mapping[str, Any]], T],
+    config: Mapping[str, Any],
+    one: OneOfMany | None = None,
 ) -> T:
     """Run the body of a job on every worker.
 
     Args:
         grant: Of the attempt.
-        resources: How many workers, and what each needs.
+        resources: What each worker needs. An attempt's only group has all workers of the grant; one of many has the
+            fewest that will do.
         body: Importable by its name, as it runs in other processes.
         config: The same for each worker; plain data.
+        one: Given where the attempt has other groups too.
 
     Returns:
         What rank 0's body returned.
+
+    Raises:
+        TrainingFailedError: the group failed; `classify` knows how.
     """
     trainer = TorchTrainer(
         _member,
@@ -76,19 +100,23 @@ def run_group(
             "config": dict(config),
             "cpus": resources.cpus_per_worker,
             "credentials": grant.credentials,
+            "is_alone": one is None,
         },
         torch_config=TorchConfig(
             backend="nccl" if resources.gpus_per_worker else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
         ),
         scaling_config=ScalingConfig(
-            num_workers=resources.workers,
+            num_workers=resources.min_workers if one else grant.workers,
             use_gpu=bool(resources.gpus_per_worker),
             resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker},
         ),
         run_config=RunConfig(
-            name=grant.credentials.attempt_id,
-            storage_path=grant.storage,
-            failure_config=FailureConfig(max_failures=GROUP_RESTARTS, controller_failure_limit=START_FAILURES),
+            name=one.name if one else grant.credentials.attempt_id,
+            storage_path=one.storage if one else grant.storage,
+            failure_config=FailureConfig(
+                max_failures=0 if one else GROUP_RESTARTS, controller_failure_limit=START_FAILURES
+            ),
+            callbacks=list(one.callbacks) if one else [],
         ),
     )
     return cast(T, trainer.fit().return_value)
@@ -111,7 +139,7 @@ def _member(settings: dict[str, Any]) -> Any:
     except Exception as error:
         # What another try of the same group cannot change ends the attempt here, in the words of the rank that knows.
         failure_class, message = classify(error)
-        if failure_class != "infra":
+        if failure_class != "infra" and settings["is_alone"]:
             client.fail(failure_class, f"rank {ranks.rank}: {message}")
         raise
     finally:

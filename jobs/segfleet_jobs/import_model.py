@@ -207,6 +207,10 @@ def main(arguments: list[str] | None = None) -> int:
         target = f"{made['name']}@{made['alias']}" if made["alias"] else f"{made['name']}/{made['version']}"
         print(describe(facts))
         print(f"registered as {made['name']}/{made['version']}; segfleet predict --model {target} IMAGE --out DIR")
+        if options.alias and not made["alias"]:
+            print(
+                f"@{options.alias} has a gate: promotion {made['promotion']}; see segfleet models show {made['name']}"
+            )
     return 0
 
 

@@ -39,6 +39,8 @@ from segfleet_pipelines.loader import train_loader
 from segfleet_pipelines.manifest import Manifest
 
 NUM_PICTURES = 6
+# Odd and near the golden section of 2**32, of which alone the CPU's generator takes its seed.
+_SEED_STRIDE = 2_654_435_769
 
 
 class Link(Protocol):
@@ -163,9 +165,12 @@ class TrainingLoop:
                 self._train_step.scaler.load_state_dict(meta["scaler"])
 
     def _seed(self, checkpoint: Checkpoint | None) -> None:
-        """Every rank has its own stream for dropout and stochastic depth."""
-        rank = self._ranks.rank
-        torch.manual_seed(self._spec.train.seed * 1_000_003 + 1 + rank)
+        """Every rank has its own stream for dropout and stochastic depth.
+
+        A rank that the group did not have when the checkpoint was written begins one that no earlier step drew from.
+        """
+        rank, start = self._ranks.rank, checkpoint.step if checkpoint else 0
+        torch.manual_seed(self._spec.train.seed * 1_000_003 + 1 + rank + start * _SEED_STRIDE)
         if checkpoint is None:
             return
         if f"random/cpu/{rank}" in checkpoint.state:

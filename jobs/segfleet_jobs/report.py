@@ -21,7 +21,9 @@ from segfleet_jobs.charts import largest_confusions
 from segfleet_jobs.paper import compare
 from segfleet_jobs.registered_model import fetch_registered
 from segfleet_jobs.report_material import Material, Sources, gather
-from segfleet_jobs.report_page import Page, SectionOfPage, render
+from segfleet_jobs.report_page import Page, SectionOfPage, Table, as_text, render
+from segfleet_jobs.search_report import write_search_report
+from segfleet_jobs.search_sections import BESIDE
 from segfleet_pipelines.photo import read_photo
 from segfleet_pipelines.picture import MAX_PIXELS, Pixels
 
@@ -178,7 +180,7 @@ def _say(text: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; the exit code is 0, or 1 with the reason on stderr."""
     parser = argparse.ArgumentParser(prog="segfleet report", description="A page of figures, curves and pictures.")
-    parser.add_argument("job", help="id of a succeeded training or evaluation")
+    parser.add_argument("job", help="id of a succeeded training or evaluation, or of a search")
     parser.add_argument("--out", type=Path, help="folder for the files (default: report-JOB)")
     parser.add_argument(
         "--picture", type=Path, action="append", default=[], help="show attention on this picture; may be repeated"
@@ -189,17 +191,28 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with Client() as client:
             job, mlflow_uri = client.job(options.job), client.status()["mlflow"]["url"]
-        with tempfile.TemporaryDirectory(prefix="segfleet-report-") as scratch:
-            sources = Sources(mlflow.MlflowClient(mlflow_uri), fetch_registered, Path(scratch))
-            document, page = write_report(job, sources, options.out or Path(f"report-{options.job}"), options.picture)
+            trials = client.trials(options.job) if job["kind"] == "search" else None
+        if trials is not None and options.picture:
+            print("error: --picture is for trainings and evaluations; a search shows no attention", file=sys.stderr)
+            return 2
+        tracked, out = mlflow.MlflowClient(mlflow_uri), options.out or Path(f"report-{options.job}")
+        if trials is not None:
+            document, page = write_search_report(job, trials, tracked, out, _say)
+        else:
+            with tempfile.TemporaryDirectory(prefix="segfleet-report-") as scratch:
+                sources = Sources(tracked, fetch_registered, Path(scratch))
+                document, page = write_report(job, sources, out, options.picture)
     except (SegfleetError, mlflow.exceptions.MlflowException, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if options.json:
-        print(json.dumps({"job": document["job"], "files": document["files"], "missing": document["missing"]}))
+        short = {name: document[name] for name in ("job", "files", "missing")}
+        print(json.dumps(short if trials is None else document))
     else:
-        width = max(len(name) for name, _ in page.figures)
-        print("\n".join(f"{name:<{width}}  {value}" for name, value in page.figures))
+        print("\n".join(as_text(Table(page.figures[0], page.figures[1:]))))
+        for section in page.sections if trials is not None else ():
+            if section.title.startswith(BESIDE) and section.tables:
+                print("\n".join(["", section.title, *as_text(section.tables[0]), section.text, ""]))
         for title, reason in document["missing"].items():
             print(f"not shown: {title}: {reason}")
         print(f"report: {document['files']['report']}")

@@ -88,5 +88,12 @@ def render(page: Page) -> str:
     return environment.from_string(template).render(page=page)
 
 
+def as_text(table: Table) -> list[str]:
+    """A table as lines of text in columns; control characters are left out."""
+    rows = [["".join(filter(str.isprintable, cell)) for cell in row] for row in (table.head, *table.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
 def _data_uri(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

@@ -155,7 +155,7 @@ def paper_section(found: Material) -> SectionOfPage:
     if not rows:
         return SectionOfPage(title, missing=reason)
     cells = [
-        (f"table {row.table}", row.variant, row.scales, f"{row.ours:.2f}", f"{row.paper:.2f}", f"{row.difference:+.2f}")
+        (row.table, row.variant, row.scales, f"{row.ours:.2f}", f"{row.paper:.2f}", f"{row.difference:+.2f}")
         for row in rows
     ]
     head = ("paper", "model", "scales", "ours", "the paper's", "difference")
@@ -167,10 +167,10 @@ def scored_as(found: Material) -> Scored | str:
     spec, result = found.job["spec"], found.result
     window: Mapping[str, Any] | None = spec.get("eval")
     if found.job["kind"] == "train":
-        model, crop = spec["model"], spec["train"]["crop"]
+        model, crop, share = spec["model"], spec["train"]["crop"], spec["data"].get("share", 1.0)
     elif found.model is not None:
         config = found.model.stored.config.to_dict()
-        model, crop = {"arch": "segmenter", **config}, config["img_size"]
+        model, crop, share = {"arch": "segmenter", **config}, config["img_size"], 1.0
         window = window or found.model.stored.document["window"]
     else:
         return found.missing.get("model", "the model is not known")
@@ -178,7 +178,7 @@ def scored_as(found: Material) -> Scored | str:
     if window is None or not dataset or found.result["miou"] is None:
         return "nothing tells what was scored and how"
     scales, flip = window["scales"], window["flip"]
-    return Scored(dataset, result["num_samples"], model, crop, scales, flip, result["miou"])
+    return Scored(dataset, result["num_samples"], model, crop, scales, flip, result["miou"], share)
 
 
 def spec_section(found: Material) -> SectionOfPage:

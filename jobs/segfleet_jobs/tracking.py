@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,14 +18,13 @@ import mlflow
 import numpy as np
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
 
 import segfleet_models
 from segfleet.errors import ServiceError
-from segfleet.spec.kinds import TrainSpec
+from segfleet.spec.kinds import SearchSpec, TrainSpec
 from segfleet.spec.resolve import to_document
 from segfleet_jobs.evaluation import window_config
+from segfleet_jobs.origin import code_version
 from segfleet_pipelines.manifest import Manifest
 
 DRAIN_S = 300.0
@@ -37,7 +36,7 @@ CONFUSION_FILE = "confusion.json"
 _SERVED_MODEL = Path(__file__).with_name("served_model.py")
 T = TypeVar("T")
 _File = tuple[Path, str | None]  # and the folder of the run's artifacts it belongs into
-_REQUIREMENTS = ("mlflow", "numpy", "safetensors", "timm", "torch", "torchvision")
+_REQUIREMENTS = ("mlflow", "numpy", "pillow", "safetensors", "timm", "torch", "torchvision")
 
 
 def patiently(call: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
@@ -57,37 +56,75 @@ def patiently(call: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
         pause_s = min(2 * pause_s, 15.0)
 
 
-def open_run(job_id: str, spec: TrainSpec, manifest: Manifest, data_tags: Mapping[str, str] | None = None) -> str:
-    """The job's one run: found by its tag, or made; with the spec, the code version and the data's content id.
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A trial's run below its search's.
+
+    Attributes:
+        parent: The search's run.
+        number: Of the trial.
+        kind: trial or final.
+        tags: What else the run says of it.
+    """
+
+    parent: str
+    number: int
+    kind: str
+    tags: Mapping[str, str]
+
+    def identity(self, job_id: str) -> dict[str, str]:
+        """The tags by which it is found: it is not the job's own run."""
+        return {"segfleet.search": job_id, "segfleet.trial": str(self.number)}
+
+
+def open_run(
+    job_id: str,
+    spec: TrainSpec | SearchSpec,
+    manifest: Manifest,
+    data_tags: Mapping[str, str] | None = None,
+    child: Child | None = None,
+) -> str:
+    """The one run of a job or trial: found by its tags, or made; with the spec, the code version and the data's id.
 
     Args:
         job_id: Of the job.
-        spec: Of the job.
+        spec: Of the job or trial.
         manifest: Of the dataset that is validated on.
         data_tags: What else there is to say of the data.
+        child: Given for a trial of the job.
 
     Raises:
         ServiceError: MLflow cannot be reached.
     """
-    return patiently(lambda: _open_run(mlflow.MlflowClient(), job_id, spec, manifest, data_tags or {}))
+    return patiently(lambda: _open_run(mlflow.MlflowClient(), job_id, spec, manifest, data_tags or {}, child))
 
 
 def _open_run(
-    client: mlflow.MlflowClient, job_id: str, spec: TrainSpec, manifest: Manifest, data_tags: Mapping[str, str]
+    client: mlflow.MlflowClient,
+    job_id: str,
+    spec: TrainSpec | SearchSpec,
+    manifest: Manifest,
+    data_tags: Mapping[str, str],
+    child: Child | None,
 ) -> str:
     experiment_id = find_experiment(client, f"segfleet/{spec.queue.project}")
-    runs = client.search_runs([experiment_id], f"tags.`segfleet.job` = '{job_id}'", max_results=1)
+    identity = {"segfleet.job": job_id} if child is None else child.identity(job_id)
+    known_by = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
+    runs = client.search_runs([experiment_id], known_by, max_results=1)
     if runs:
         run_id = str(runs[0].info.run_id)
         client.update_run(run_id, status="RUNNING")
     else:
-        tags = {
-            "segfleet.job": job_id,
-            "segfleet.code_version": metadata.version("segfleet"),
+        tags = identity | {
+            "segfleet.code_version": code_version(),
             "segfleet.dataset": manifest.name,
             "segfleet.content_id": manifest.content_id,
         }
-        run_id = str(client.create_run(experiment_id, tags=tags, run_name=f"{spec.name} {job_id}").info.run_id)
+        name = f"{spec.name} {job_id}"
+        if child is not None:
+            name = f"{name} {child.kind} {child.number}"
+            tags |= {"mlflow.parentRunId": child.parent, "segfleet.trial_kind": child.kind, **child.tags}
+        run_id = str(client.create_run(experiment_id, tags=tags, run_name=name).info.run_id)
     # Again for a run that was found: the attempt that made it may have died before it came to this.
     document = to_document(spec)
     params = [Param(key, str(value)) for key, value in flatten(document).items()]
@@ -261,10 +298,6 @@ def log_segmenter(run_id: str, weights: Path, config: Mapping[str, Any]) -> str:
     Returns:
         The logged model's URI, for registration.
     """
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))]),
-        outputs=Schema([TensorSpec(np.dtype(np.int64), (-1, -1, -1))]),
-    )
     with tempfile.TemporaryDirectory(prefix="segfleet-model-") as folder:
         config_path = Path(folder) / "config.json"
         config_path.write_text(json.dumps(config, indent=1), encoding="utf-8")
@@ -276,7 +309,6 @@ def log_segmenter(run_id: str, weights: Path, config: Mapping[str, Any]) -> str:
                     python_model=str(_SERVED_MODEL),
                     artifacts={"weights": str(weights), "config": str(config_path)},
                     code_paths=[str(Path(str(segfleet_models.__file__)).parent)],
-                    signature=signature,
                     pip_requirements=_requirements(config["model"].get("arch", "segmenter")),
                 )
             return str(logged.model_uri)
@@ -287,7 +319,8 @@ def log_segmenter(run_id: str, weights: Path, config: Mapping[str, Any]) -> str:
 def _requirements(arch: str) -> list[str]:
     """What a clean environment needs to load the model, in the versions that made it."""
     more = () if arch in ("segmenter", "setr") else ("segmentation-models-pytorch",)
-    return [f"{name}=={metadata.version(name)}" for name in (*_REQUIREMENTS, *more)]
+    # Without what names a build of torch for one kind of machine: no package index has it under that version.
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in (*_REQUIREMENTS, *more)]
 
 
 def end_run(run_id: str, summary: Mapping[str, Any]) -> None:

@@ -242,6 +242,12 @@ def pretrained_state(backbone: str) -> dict[str, Tensor]:
     return state
 
 
+def weights_licence(backbone: str) -> str | None:
+    """Licence of the weights that timm publishes for a backbone, as timm says it; None: it does not say."""
+    config = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
+    return None if config is None or not config.license else str(config.license)
+
+
 def transformer_blocks(dim: int, depth: int, *, drop_path_rate: float, dropout: float) -> nn.Sequential:
     """Pre-norm ViT blocks as the reference's decoder has them: heads of 64, MLP of 4 * dim, LayerNorm eps 1e-5.
 

@@ -68,6 +68,7 @@ def train_loader(
         loop.global_batch,
         loop.last_batch,
         data.shuffle_shards,
+        data.share,
     )
     slots = plan.slots(rank, world_size)
     source = _TrainPlan(plan, slots, rank, world_size, range(start_step, loop.steps), skips)

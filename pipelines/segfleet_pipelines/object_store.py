@@ -17,8 +17,8 @@ import pyarrow.fs as pafs
 
 from segfleet.data_settings import S3Settings
 from segfleet.errors import DataError, FileMissingError, SettingsError
+from segfleet.public_hosts import is_public
 from segfleet.spec.location import Location
-from segfleet_pipelines.public_hosts import is_public
 from segfleet_pipelines.remote import Stream
 from segfleet_pipelines.retrying import TransientError
 

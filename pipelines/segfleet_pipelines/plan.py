@@ -56,6 +56,7 @@ class OrderPlan:
         global_batch: B, samples a step over all ranks.
         last_batch: What happens where B does not divide one dataset's samples; a mix only wraps.
         window: Shards of a shuffle window; None shuffles globally.
+        share: Of the first dataset's samples that are used, in (0, 1].
 
     Raises:
         DataError: `drop` leaves nothing, because there are fewer samples than a batch holds.
@@ -68,12 +69,16 @@ class OrderPlan:
     global_batch: int
     last_batch: Literal["wrap", "short", "drop"] = "wrap"
     window: int | None = None
+    share: float = 1.0
     _orders: tuple[SampleOrder, ...] = field(init=False, repr=False, compare=False)
     _ratios: tuple[Fraction, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.global_batch < 1 or self.window == 0 or min(self.weights, default=0) <= 0:
-            raise ValueError(f"no plan for batch {self.global_batch}, window {self.window}, weights {self.weights}")
+        if self.global_batch < 1 or self.window == 0 or min(self.weights, default=0) <= 0 or not 0 < self.share <= 1:
+            raise ValueError(
+                f"no plan for batch {self.global_batch}, window {self.window}, weights {self.weights}, "
+                f"share {self.share}"
+            )
         if len(self.weights) != len(self.shard_counts) or not all(
             counts and min(counts) for counts in self.shard_counts
         ):
@@ -83,7 +88,8 @@ class OrderPlan:
                 f"last_batch {self.last_batch!r} has no meaning in a mix: its epochs end at different steps"
             )
         orders = tuple(
-            SampleOrder(counts, self.seed, dataset, self.window) for dataset, counts in enumerate(self.shard_counts)
+            SampleOrder(counts, self.seed, dataset, self.window, 1.0 if dataset else self.share)
+            for dataset, counts in enumerate(self.shard_counts)
         )
         object.__setattr__(self, "_orders", orders)
         object.__setattr__(self, "_ratios", _ratios(self.weights))

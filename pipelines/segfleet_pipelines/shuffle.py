@@ -1,13 +1,16 @@
 """The order in which one dataset's samples are drawn, for ever: its epochs one after the other, each shuffled.
 
-Draw q belongs to epoch q // N, which is a permutation of all N samples. The shuffle is over the whole epoch, or within
-windows: the epoch's shards are shuffled, cut into windows of W shards, and the samples shuffled inside each window, so
-that only one window's shards are needed at a time.
+Draw q belongs to epoch q // N, which is a permutation of all N samples that the training uses: of the whole split, or
+of a share of it that is chosen once, by nothing but the number of samples. The shuffle is over the whole epoch, or
+within windows: the epoch's shards are shuffled, cut into windows of W shards, and the samples shuffled inside each
+window, so that only one window's shards are needed at a time.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +20,7 @@ import numpy.typing as npt
 Numbers = npt.NDArray[np.uint32]
 
 # Separate streams: without them the order of an epoch and the augmentation of a sample could share their randomness.
-_ORDER, _AUGMENT, _SHARDS, _WINDOW, _SLOTS = range(5)
+_ORDER, _AUGMENT, _SHARDS, _WINDOW, _SLOTS, _SHARE = range(6)
 
 
 def sample_rng(seed: int, epoch: int, index: int, dataset: int = 0) -> np.random.Generator:
@@ -30,14 +33,36 @@ def slot_order(seed: int, step: int, num_slots: int) -> Numbers:
     return _permutation(num_slots, _bits(seed, _SLOTS, step))
 
 
+def num_used(num_samples: int, share: float) -> int:
+    """Samples of a share, rounded to the nearest whole number, at least one."""
+    # As it is written in decimals: 0.35 of 10 is 3.5, where the nearest binary fraction of 0.35 gives less.
+    return max(1, math.floor(num_samples * Fraction(str(share)) + Fraction(1, 2)))
+
+
+def used_samples(num_samples: int, share: float) -> Numbers:
+    """Which samples of a split a share of it holds, ascending.
+
+    The same for every seed, so that trainings which differ in their seed differ in nothing else; a smaller share is
+    part of every larger one.
+    """
+    return np.sort(_permutation(num_samples, _bits(0, _SHARE))[: num_used(num_samples, share)])
+
+
 class SampleOrder:
     """All draws of one dataset, as a pure function of what it is made of.
 
     Attributes:
-        num_samples: N.
+        num_samples: N, those that are used.
     """
 
-    def __init__(self, shard_counts: Sequence[int], seed: int, dataset: int = 0, window: int | None = None) -> None:
+    def __init__(
+        self,
+        shard_counts: Sequence[int],
+        seed: int,
+        dataset: int = 0,
+        window: int | None = None,
+        share: float = 1.0,
+    ) -> None:
         """Describe an order; nothing is drawn yet.
 
         Args:
@@ -45,13 +70,19 @@ class SampleOrder:
             seed: 0 or greater.
             dataset: Number of the dataset in its mix; each has its own randomness.
             window: W, shards; None, or as many as there are, shuffles globally.
+            share: Of the samples to use, above 0; shards that hold none of them are not touched.
         """
-        self._arguments = (tuple(shard_counts), seed, dataset, window)
-        self._counts = np.array(shard_counts, np.int64)
+        self._arguments = (tuple(shard_counts), seed, dataset, window, share)
+        self._used = used_samples(sum(shard_counts), share) if share < 1 else None
+        counts = np.array(shard_counts, np.int64)
+        if self._used is not None:
+            counts = np.diff(np.searchsorted(self._used, np.cumsum(counts)), prepend=0)
+        self._numbers = np.flatnonzero(counts)  # of the shards that are used
+        self._counts = counts[self._numbers]
         self._first = np.cumsum(self._counts) - self._counts  # sample of each shard
         self.num_samples = int(self._counts.sum())
-        self._width = min(window or len(shard_counts), len(shard_counts))
-        self._num_windows = -(-len(shard_counts) // self._width)
+        self._width = min(window or len(self._counts), len(self._counts))
+        self._num_windows = -(-len(self._counts) // self._width)
         # Caches of its own, two places each: a batch may lie across two windows, and must not push out those of others.
         self._shards = lru_cache(maxsize=2)(self._draw_shards)
         self._window = lru_cache(maxsize=2)(self._draw_window)
@@ -62,19 +93,21 @@ class SampleOrder:
     def locate(self, draw: int) -> tuple[int, int]:
         """Epoch and sample index of a draw."""
         epoch, window, place = self._find(draw)
-        return epoch, int(self._window(epoch, window)[place])
+        sample = int(self._window(epoch, window)[place])
+        return epoch, sample if self._used is None else int(self._used[sample])
 
     def shards(self, first: int, stop: int, ahead: int = 0) -> list[int]:
         """The shards of all windows that the draws first .. stop - 1 touch, and of `ahead` windows after them.
 
         Returns:
-            Numbers of the shards, each once, in the order in which they are needed; with a global shuffle all of them.
+            Numbers of the shards, each once, in the order in which they are needed; with a global shuffle all that are
+            used.
         """
         begin, end = (epoch * self._num_windows + window for epoch, window, _ in map(self._find, (first, stop - 1)))
         needed: dict[int, None] = {}
         for number in range(begin, end + ahead + 1):
             epoch, window = divmod(number, self._num_windows)
-            needed |= dict.fromkeys(self._window_shards(epoch, window).tolist())
+            needed |= dict.fromkeys(self._numbers[self._window_shards(epoch, window)].tolist())
         return list(needed)
 
     def _find(self, draw: int) -> tuple[int, int, int]:

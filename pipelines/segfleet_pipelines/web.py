@@ -15,8 +15,8 @@ from urllib.parse import quote
 import httpx
 
 from segfleet.errors import DataError, FileMissingError
+from segfleet.public_hosts import PublicTransport
 from segfleet.spec.location import Location
-from segfleet_pipelines.public_hosts import PublicTransport
 from segfleet_pipelines.remote import Stream
 from segfleet_pipelines.retrying import TransientError
 

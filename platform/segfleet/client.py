@@ -24,21 +24,24 @@ from typing import Any, Self
 import httpx
 
 from segfleet.access.calls import AccessCalls
+from segfleet.address import service_address
 from segfleet.archive import unpack
 from segfleet.connection import Connection, Document, as_document, path_of
 from segfleet.errors import ModelError, ServiceError, SettingsError
-from segfleet.settings import default_home, service_address
+from segfleet.promotion.calls import PromotionCalls
+from segfleet.retention.calls import RetentionCalls
+from segfleet.settings import default_home
+from segfleet.spec.absolute import with_absolute_paths
 from segfleet.spec.document import read_document
+from segfleet.webhooks.calls import WebhookCalls
 from segfleet.wire import DIGEST, IDEMPOTENCY_KEY, LOG_END, NEXT_OFFSET
 
 FOLLOW_PATIENCE_S = 120.0
 _TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
-# Fields of a spec that hold a path; a relative one means the caller's folder, not the service's.
-_LOCATIONS = (("data", "shards"), ("model", "pretrained"), ("raw",), ("out",), ("base",))
 _MODEL_REF = re.compile(r"(?P<name>[^@/]+)(?:@(?P<alias>[^@/]+)|/(?P<version>[0-9]+))")
 
 
-class Client(AccessCalls):
+class Client(PromotionCalls, WebhookCalls, RetentionCalls, AccessCalls):
     """Talks to one service; usable as a context manager.
 
     Args:
@@ -132,6 +135,17 @@ class Client(AccessCalls):
     def events(self, job_id: str) -> list[Document]:
         """What happened to a job, the oldest first."""
         return self._listed("events", self._connection.get(path_of("jobs", job_id, "events")))
+
+    def trials(self, job_id: str) -> Document:
+        """All trials of a search, and what they are compared by.
+
+        Returns:
+            {"trials": by number, "metric", "mode": max or min}; `segfleet.leaderboard` ranks them.
+
+        Raises:
+            QueueError: the job is no search.
+        """
+        return as_document(self._connection.get(path_of("jobs", job_id, "trials")))
 
     def watch(self, job_id: str, *, poll_s: float = 1.0) -> Iterator[Document]:
         """The job again and again, the last time in its terminal state; outlives restarts of the service."""
@@ -312,30 +326,7 @@ class Client(AccessCalls):
 
 
 def _readied(spec: Mapping[str, Any] | str | Path) -> Document:
-    document = dict(spec) if isinstance(spec, Mapping) else read_document(Path(spec))
-    for *parents, field in _LOCATIONS:
-        holder: Any = document
-        for parent in parents:
-            inner = holder.get(parent)
-            if not isinstance(inner, Mapping):
-                break
-            holder[parent] = holder = dict(inner)
-        else:
-            _make_absolute(holder, field)
-    data = document.get("data")
-    if isinstance(data, Mapping) and isinstance(data.get("mix"), list):
-        mixed = [dict(part) if isinstance(part, Mapping) else part for part in data["mix"]]
-        for part in mixed:
-            if isinstance(part, dict):
-                _make_absolute(part, "shards")
-        document["data"] = {**data, "mix": mixed}
-    return document
-
-
-def _make_absolute(holder: Document, field: str) -> None:
-    value = holder.get(field)
-    if isinstance(value, str) and value.strip() and "://" not in value:
-        holder[field] = str(Path(value).expanduser().absolute())
+    return with_absolute_paths(spec if isinstance(spec, Mapping) else read_document(Path(spec)))
 
 
 def _version_path(name_ref: str) -> str:

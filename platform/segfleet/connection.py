@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 import httpx
 
+from segfleet.address import authorities, host_of
 from segfleet.errors import ServiceError, SettingsError
-from segfleet.settings import host_of
 from segfleet.wire import API, error_from
 
 Document = dict[str, Any]
@@ -42,7 +42,7 @@ class Connection:
         clock: Monotonic seconds.
 
     Raises:
-        SettingsError: the URL is malformed, or no header can carry the token.
+        SettingsError: the URL is malformed, no header can carry the token, or SEGFLEET_CA_FILE is unusable.
     """
 
     def __init__(
@@ -64,7 +64,13 @@ class Connection:
         self._sleep, self._clock = sleep, clock
         # The environment's proxies and .netrc must neither see nor replace the bearer token.
         try:
-            self._http = httpx.Client(base_url=self.url + API, timeout=_TIMEOUT, transport=transport, trust_env=False)
+            self._http = httpx.Client(
+                base_url=self.url + API,
+                timeout=_TIMEOUT,
+                transport=transport,
+                trust_env=False,
+                verify=authorities() if self.url.startswith("https:") else True,
+            )
         except httpx.InvalidURL as error:
             raise SettingsError(f"{url!r} is no address of a service: {error}") from error
 

@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from segfleet.errors import SettingsError
 
@@ -62,6 +63,47 @@ class Door:
         own = () if address.is_unspecified else (f"[{address}]" if address.version == 6 else str(address),)
         paths = (None if cert is None else Path(cert), None if key is None else Path(key))
         return cls(host, int(port), (*own, *names), *paths, proxy)
+
+
+def attempts_url(env: Mapping[str, str]) -> str:
+    """Where jobs find a service, if the operator says so, else empty.
+
+    Variable: SEGFLEET_ATTEMPTS_URL.
+
+    Raises:
+        SettingsError: it is no URL, or the attempts' tokens would cross the network unencrypted.
+    """
+    url = env.get("SEGFLEET_ATTEMPTS_URL", "").rstrip("/")
+    try:
+        parts = urlsplit(url)
+        is_usable = not url or (parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0)
+    except ValueError:
+        is_usable = False
+    if not is_usable:
+        raise SettingsError(f"SEGFLEET_ATTEMPTS_URL={url!r} is no address; write one such as https://fleet.example.org")
+    if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+        raise SettingsError(f"SEGFLEET_ATTEMPTS_URL={url}: tokens would cross the network unencrypted; use https")
+    return url
+
+
+def webhook_hosts(env: Mapping[str, str]) -> frozenset[tuple[str, int]]:
+    """Hosts and ports in the operator's own network that users' webhooks may lead to.
+
+    Variable: SEGFLEET_WEBHOOK_HOSTS (HOST:PORT, comma-separated).
+
+    Raises:
+        SettingsError: one of them is malformed.
+    """
+    found = set()
+    for text in filter(None, (text.strip() for text in env.get("SEGFLEET_WEBHOOK_HOSTS", "").split(","))):
+        host, _, port = text.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]").lower()
+        if not host or not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65_536:
+            raise SettingsError(
+                f"SEGFLEET_WEBHOOK_HOSTS: {text!r} is none; write HOST:PORT, such as ci.example.org:443"
+            )
+        found.add((host, int(port)))
+    return frozenset(found)
 
 
 def _address(text: str, problem: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

@@ -11,6 +11,7 @@
     |   |-- IdempotencyConflictError
     |   |-- QuotaExceededError      project or user have as many waiting jobs as they may
     |   `-- QueueUnavailableError   the database is locked, full or gone; worth another try
+    |       `-- LeadershipLostError     another server leads; this one writes nothing more as the leader
     |-- CheckpointError     a checkpoint is damaged or does not fit the model
     |-- ModelError          the registry has no such model, version or alias
     |   `-- ModelRefusedError       the registry does not take a model
@@ -19,6 +20,8 @@
     |-- AccessError         the user's role, projects or jobs do not allow the request
     |   |-- UnauthorizedError       no valid token
     |   `-- UnknownTokenError       no token of that id
+    |-- WebhookError        a webhook's address or events cannot be used
+    |   `-- UnknownWebhookError     no webhook of that id
     `-- SettingsError       home folder, port, token or configuration
 
 An error says what, which value, and what to do. Errors travel between processes, so they are built from positional
@@ -172,6 +175,12 @@ class QueueUnavailableError(QueueError):
     code = "queue_unavailable"
 
 
+class LeadershipLostError(QueueUnavailableError):
+    """Another server leads the queue, or may: nothing was stored."""
+
+    code = "leadership_lost"
+
+
 class CheckpointError(SegfleetError):
     """A checkpoint is damaged or does not fit the model."""
 
@@ -230,6 +239,25 @@ class UnknownTokenError(AccessError):
     def __str__(self) -> str:
         shown = repr(self.token_id) if len(self.token_id) <= _LONGEST_TOKEN_ID else "of this text"
         return f"there is no token {shown}; 'segfleet token list' lists them"
+
+
+class WebhookError(SegfleetError):
+    """A webhook's address or events cannot be used."""
+
+    code = "webhook"
+
+
+class UnknownWebhookError(WebhookError):
+    """No webhook of that id."""
+
+    code = "unknown_webhook"
+
+    def __init__(self, webhook_id: str) -> None:
+        super().__init__(webhook_id)
+        self.webhook_id = webhook_id
+
+    def __str__(self) -> str:
+        return f"there is no webhook {self.webhook_id!r}; 'segfleet webhook list' lists them"
 
 
 class SettingsError(SegfleetError):

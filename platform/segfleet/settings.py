@@ -3,43 +3,47 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import re
 import secrets
+import socket
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from segfleet.data_settings import DataSettings
-from segfleet.door import Door
+from segfleet.door import Door, attempts_url, webhook_hosts
 from segfleet.errors import SettingsError
+from segfleet.mlflow_login import checked_uri, mlflow_login
 
 DEFAULT_PORT = 8700
-_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 # Long enough that nobody guesses it, and nothing that a header cannot carry.
 _TOKEN = re.compile(r"[\x21-\x7e]{16,}")
 
 
-class NoServiceError(SettingsError):
-    """No service was ever started on the home, and no address of another one is given."""
-
-    code = "no_service"
-
-
 @dataclass(frozen=True, slots=True)
 class Home:
-    """Names of everything that lives under the home folder."""
+    """Names of everything that lives under the home folder.
+
+    Attributes:
+        root: The folder.
+        shared: Where checkpoints and logs of jobs lie instead, if several servers share them.
+    """
 
     root: Path
+    shared: Path | None = None
 
     @property
     def token(self) -> Path:
         """The service's bearer token, mode 0600."""
         return self.root / "token"
+
+    @property
+    def webhook_key(self) -> Path:
+        """Key that the secrets of webhooks are derived from, mode 0600; servers that share a database need the same."""
+        return (self.shared or self.root) / "webhook-key"
 
     @property
     def ray_token(self) -> Path:
@@ -64,12 +68,12 @@ class Home:
     @property
     def storage(self) -> Path:
         """Checkpoints and results, one folder a job."""
-        return self.root / "storage"
+        return (self.shared or self.root) / "storage"
 
     @property
     def logs(self) -> Path:
         """Logs of attempts and of the service's own processes."""
-        return self.root / "logs"
+        return (self.shared or self.root) / "logs"
 
     @property
     def state(self) -> Path:
@@ -90,8 +94,11 @@ class Home:
         """Make the folders, private to the user.
 
         Raises:
-            SettingsError: the home cannot be made or written to, or it is there and somebody else could write to it.
+            SettingsError: the home cannot be made or written to, or it is there and somebody else could write to it;
+                or the shared folder is not there.
         """
+        if self.shared is not None and not self.shared.is_dir():
+            raise SettingsError(f"SEGFLEET_SHARED={str(self.shared)!r} is no folder; mount it or make it first")
         try:
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
             status = self.root.stat()
@@ -124,7 +131,11 @@ class Settings:
         lease_s: An attempt silent for longer is lost, seconds.
         start_deadline_s: An attempt that has not claimed its job by then is lost, seconds.
         poll_s: Pause between two turns of the dispatcher, seconds.
+        leader_lease_s: Of several servers on a database, one that leads and is silent for longer is replaced, seconds.
         door: Where other machines connect; None: nowhere.
+        attempts_url: Base URL by which jobs reach a service; default: this one's on the loopback interface.
+        webhook_hosts: Hosts and ports of webhooks that may be private.
+        mlflow_login: Variables that let a process in at the MLflow server; attempts get them with their tokens.
     """
 
     home: Home
@@ -135,12 +146,20 @@ class Settings:
     lease_s: float = 45.0
     start_deadline_s: float = 300.0
     poll_s: float = 0.5
+    leader_lease_s: float = 15.0
     door: Door | None = None
+    attempts_url: str = ""
+    webhook_hosts: frozenset[tuple[str, int]] = frozenset()
+    mlflow_login: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.attempts_url:
+            object.__setattr__(self, "attempts_url", f"http://127.0.0.1:{self.port}")
 
     @property
-    def url(self) -> str:
-        """Base URL of the service."""
-        return f"http://127.0.0.1:{self.port}"
+    def server(self) -> str:
+        """Name of this server among those on its database; no two live processes of a machine have the same."""
+        return f"{socket.gethostname()[:64]}:{self.port}"
 
     @property
     def job_env(self) -> dict[str, str]:
@@ -165,23 +184,30 @@ class Settings:
         """Settings of a service process, as `segfleet up` or an operator hands them over.
 
         Variables: SEGFLEET_HOME, SEGFLEET_PORT, SEGFLEET_RAY_ADDRESS, SEGFLEET_MLFLOW_URI, SEGFLEET_DATABASE_URL,
-        SEGFLEET_LEASE_S, SEGFLEET_START_DEADLINE_S, SEGFLEET_POLL_S, and those of `Door.of`.
+        SEGFLEET_LEASE_S, SEGFLEET_START_DEADLINE_S, SEGFLEET_POLL_S, those of `Door.of`, and for several servers on
+        one database SEGFLEET_SHARED, SEGFLEET_ATTEMPTS_URL and SEGFLEET_LEADER_LEASE_S;
+        SEGFLEET_WEBHOOK_HOSTS (HOST:PORT, comma-separated); MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
 
         Raises:
-            SettingsError: a number or an address is malformed, or a door would be unsafe.
+            SettingsError: a number or an address is malformed, or a door or an address for jobs would be unsafe.
         """
         env = os.environ if environment is None else environment
-        home = default_home(env)
+        shared = env.get("SEGFLEET_SHARED")
+        home = replace(default_home(env), shared=Path(shared).expanduser().absolute() if shared else None)
         return cls(
             home=home,
             port=int(_number(env, "SEGFLEET_PORT", DEFAULT_PORT)),
             ray_address=env.get("SEGFLEET_RAY_ADDRESS", "http://127.0.0.1:8265"),
-            mlflow_uri=env.get("SEGFLEET_MLFLOW_URI", "http://127.0.0.1:5000"),
+            mlflow_uri=checked_uri(env.get("SEGFLEET_MLFLOW_URI", "http://127.0.0.1:5000")),
             database_url=env.get("SEGFLEET_DATABASE_URL", home.database_url),
             lease_s=_number(env, "SEGFLEET_LEASE_S", 45.0),
             start_deadline_s=_number(env, "SEGFLEET_START_DEADLINE_S", 300.0),
             poll_s=_number(env, "SEGFLEET_POLL_S", 0.5),
+            leader_lease_s=_number(env, "SEGFLEET_LEADER_LEASE_S", 15.0),
             door=Door.of(env),
+            attempts_url=attempts_url(env),
+            webhook_hosts=webhook_hosts(env),
+            mlflow_login=mlflow_login(env),
         )
 
 
@@ -215,49 +241,6 @@ def child_environment(changes: Mapping[str, str | None]) -> dict[str, str]:
     merged: dict[str, str | None] = {**os.environ, "NO_PROXY": direct, "no_proxy": direct}
     merged |= {"PYTHONSAFEPATH": "1", **changes}
     return {name: value for name, value in merged.items() if value is not None}
-
-
-def service_address(
-    home: Home, environment: Mapping[str, str] | None = None, *, url: str | None = None, token: str | None = None
-) -> tuple[str, str]:
-    """(URL, token) a client uses: what is given, else SEGFLEET_URL and SEGFLEET_TOKEN, else the home's own.
-
-    The home's token opens this user's service on this machine, so it is sent to no other machine.
-
-    Args:
-        home: The home folder; not looked at if URL and token are known otherwise.
-        environment: Instead of this process's own.
-        url: Base URL.
-        token: Bearer token.
-
-    Raises:
-        NoServiceError: no URL is given and no service was ever started on this home.
-        SettingsError: the URL is malformed or of another machine without a token of its own, or the token file is
-            unusable.
-    """
-    env = os.environ if environment is None else environment
-    url, token = url or env.get("SEGFLEET_URL") or _url_of(home), token or env.get("SEGFLEET_TOKEN")
-    if not token:
-        if host_of(url) not in _LOOPBACK:
-            raise SettingsError(f"{url} is not on this machine, and its token is not known; set SEGFLEET_TOKEN")
-        token = read_token(home.token)
-    return url, token
-
-
-def host_of(url: str) -> str:
-    """The host in a service's base URL.
-
-    Raises:
-        SettingsError: it is no http or https URL, or has no host or an impossible port.
-    """
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        parts = urlsplit("")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SettingsError(f"{url!r} is no address of a service; write one such as http://127.0.0.1:{DEFAULT_PORT}")
-    return parts.hostname
 
 
 def read_token(path: Path) -> str:
@@ -309,15 +292,6 @@ def ensure_token(path: Path, prefix: str = "") -> str:
         finally:
             staged.unlink()
     return read_token(path)
-
-
-def _url_of(home: Home) -> str:
-    try:
-        return str(json.loads(home.state.read_text(encoding="utf-8"))["url"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise NoServiceError(
-            f"no service is running on home {str(home.root)!r}; start one with 'segfleet up' or set SEGFLEET_URL"
-        ) from error
 
 
 def _number(env: Mapping[str, str], name: str, default: float) -> float:

@@ -11,6 +11,7 @@ API = "/api/v1"
 PROBLEM_JSON = "application/problem+json"
 NEXT_OFFSET = "X-Next-Offset"
 LOG_END = "X-Log-End"
+REQUEST_ID = "X-Request-Id"
 DIGEST = "Repr-Digest"
 IDEMPOTENCY_KEY = r"^[\x21-\x7e]{1,200}$"
 

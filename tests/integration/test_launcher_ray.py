@@ -29,6 +29,7 @@ from segfleet.queue.dispatcher import Dispatcher
 from segfleet.queue.scheduling.values import Node
 from segfleet.queue.service import Queue
 from segfleet.queue.states import JobState
+from world import lead
 
 pytestmark = pytest.mark.integration
 
@@ -198,7 +199,7 @@ def test_a_job_goes_through_the_dispatcher_and_its_log_outlives_ray(
     queue = make_queue(tmp_path, steady_clock())  # type: ignore[arg-type]
     with _Service(queue) as port:
         settings = make_settings(tmp_path, port=port, poll_s=0.1)
-        dispatcher = Dispatcher(queue, launcher, settings, python=str(python))
+        dispatcher = Dispatcher(queue, lead(queue), launcher, settings, python=str(python))
         job, _ = queue.submit(prepare_document(), owner="ann")
         stop = threading.Event()
         thread = threading.Thread(target=dispatcher.run, args=(stop,))

@@ -26,10 +26,10 @@ def test_a_second_service_on_one_database_does_not_start(tmp_path: Path) -> None
         "SEGFLEET_MLFLOW_URI": "http://127.0.0.1:1",
         "SEGFLEET_DATABASE_URL": url,
     }
-    with closing(Store(url)) as first, first.leadership():
+    with closing(Store(url)) as first, first.exclusive():
         second = subprocess.run(
             [sys.executable, "-P", "-m", "segfleet.server"], env=environment, capture_output=True, text=True, timeout=60
         )
     assert second.returncode == 2
-    assert "another segfleet service already dispatches from this database" in second.stderr
+    assert "another segfleet service already uses this database" in second.stderr
     assert "Traceback" not in second.stderr

@@ -11,8 +11,10 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
+from factories import close_stores, make_queue
 from processes import mlflow_server
 from segfleet.errors import ModelError, ModelRefusedError, ServiceError
+from segfleet.promotion.desk import Promotions
 from segfleet.registry.registration import Registration, of_content, of_job
 from segfleet.registry.registry import Registry
 
@@ -62,7 +64,6 @@ def wanted(logged: tuple[str, str], request: pytest.FixtureRequest) -> Registrat
     run_id, model_uri = logged
     return Registration(
         name=name,
-        alias="candidate",
         run_id=run_id,
         model_uri=model_uri,
         identity=of_job("job-aaaaaaaa", 0),
@@ -79,19 +80,20 @@ def registry(server: str) -> Registry:
 def test_a_job_has_one_version_however_often_it_asks(registry: Registry, wanted: Registration) -> None:
     with ThreadPoolExecutor(4) as pool:
         made = list(pool.map(lambda _: registry.register(wanted), range(4)))
-    assert made == [{"name": wanted.name, "version": "1", "alias": "candidate"}] * 4
+    assert made == ["1"] * 4
     # Another process, as after a restart of the service, knows of it too.
-    assert Registry(registry.uri).register(wanted)["version"] == "1"
+    assert Registry(registry.uri).register(wanted) == "1"
     other = registry.register(replace(wanted, identity=of_job("job-bbbbbbbb", 0)))
-    assert other["version"] == "2"
+    assert other == "2"
     assert [version["version"] for version in registry.model(wanted.name)["versions"]] == ["2", "1"]
     retried = replace(wanted, identity=of_job("job-aaaaaaaa", 3))
-    assert [registry.register(retried)["version"] for _ in range(2)] == ["3", "3"]
-    assert registry.register(wanted)["version"] == "1"
+    assert [registry.register(retried) for _ in range(2)] == ["3", "3"]
+    assert registry.register(wanted) == "1"
 
 
 def test_a_version_tells_where_it_comes_from(registry: Registry, wanted: Registration) -> None:
     registry.register(wanted)
+    registry.set_alias(wanted.name, "candidate", "1")
     by_alias = registry.version(wanted.name, "@candidate")
     assert by_alias == registry.version(wanted.name, "1")
     assert by_alias["job"] == "job-aaaaaaaa"
@@ -104,23 +106,70 @@ def test_a_version_tells_where_it_comes_from(registry: Registry, wanted: Registr
     assert registry.model(wanted.name)["versions"][0] == by_alias
 
 
-def test_the_alias_moves_to_the_newest_asker(registry: Registry, wanted: Registration) -> None:
+def test_an_alias_has_one_holder_and_moves_when_told(registry: Registry, wanted: Registration) -> None:
     registry.register(wanted)
     registry.register(replace(wanted, identity=of_job("job-bbbbbbbb", 0)))
-    assert registry.version(wanted.name, "@candidate")["version"] == "2"
+    assert registry.holder(wanted.name, "champion") is None
+    for version in ("1", "2"):
+        registry.set_alias(wanted.name, "champion", version)
+        assert registry.holder(wanted.name, "champion") == version
     assert registry.version(wanted.name, "1")["aliases"] == []
+    assert registry.version(wanted.name, "@champion")["version"] == "2"
+    for name, version in ((wanted.name, "77"), ("nothing-here", "1")):
+        with pytest.raises(ModelError):
+            registry.set_alias(name, "champion", version)
+    with pytest.raises(ModelError):
+        registry.holder("nothing-here", "champion")
+
+
+def test_a_move_that_was_cut_off_is_finished_once_after_the_next_start(
+    registry: Registry, wanted: Registration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        registry.register(replace(wanted, identity=of_job("job-aaaaaaaa", number)))
+    queue = make_queue(tmp_path)
+    who = {"who": "ann", "project": "default"}
+    assert Promotions(queue, registry).ask(wanted.name, "champion", "1", **who).state == "promoted"
+    moves: list[str] = []
+    move = registry.set_alias
+
+    def dying(name: str, alias: str, version: str) -> None:
+        moves.append(version)
+        move(name, alias, version)
+        raise KeyboardInterrupt
+
+    for version in ("2", "3"):
+        monkeypatch.setattr(registry, "set_alias", dying)
+        with pytest.raises(KeyboardInterrupt):
+            Promotions(queue, registry).ask(wanted.name, "champion", version, **who)
+        monkeypatch.setattr(registry, "set_alias", lambda *_: pytest.fail("moved twice"))
+        again = Promotions(queue, registry)
+        assert [str(one.state) for one in again.list(wanted.name, 1)] == ["moving"]
+        again.advance_all()
+        assert [str(one.state) for one in again.list(wanted.name, 1)] == ["promoted"]
+        assert registry.holder(wanted.name, "champion") == version
+    assert moves == ["2", "3"]
+    close_stores()
+
+
+def test_a_deleted_version_is_gone_and_its_run_stays(registry: Registry, wanted: Registration) -> None:
+    registry.register(wanted)
+    registry.delete_version(wanted.name, "1")
+    with pytest.raises(ModelError):
+        registry.version(wanted.name, "1")
+    assert registry._client.get_run(wanted.run_id).info.run_id == wanted.run_id
+    # The same model can be registered again, under a number of its own.
+    assert registry.register(wanted) == "2"
 
 
 def test_an_import_has_one_version_for_each_content(registry: Registry, wanted: Registration) -> None:
     contents = [of_content(letter * 64) for letter in "aab"]
-    imports = [replace(wanted, identity=content, alias=None) for content in contents]
-    assert [registry.register(one)["version"] for one in imports] == ["1", "1", "2"]
+    imports = [replace(wanted, identity=content) for content in contents]
+    assert [registry.register(one) for one in imports] == ["1", "1", "2"]
     assert registry.version(wanted.name, "1")["aliases"] == []
     assert registry.version(wanted.name, "1")["tags"]["segfleet.content_digest"] == "a" * 64
-    moved = registry.register(replace(imports[0], alias="best"))
-    assert (moved["version"], registry.version(wanted.name, "@best")["version"]) == ("1", "1")
     # The tags that were sent along name a job; that job's own version is another one all the same.
-    assert registry.register(wanted)["version"] == "3"
+    assert registry.register(wanted) == "3"
     assert registry.version(wanted.name, "1")["job"] is None
 
 
@@ -138,6 +187,7 @@ def test_figures_are_added_to_a_version_and_replaced(registry: Registry, wanted:
 
 def test_the_files_come_back_and_load(registry: Registry, wanted: Registration, tmp_path: Path) -> None:
     registry.register(wanted)
+    registry.set_alias(wanted.name, "candidate", "1")
     for ref in ("1", "@candidate"):
         folder = tmp_path / ref
         folder.mkdir()
@@ -196,7 +246,7 @@ def test_a_version_whose_answer_was_lost_is_found_again(registry: Registry, want
     losing._client = Losing(tracking_uri=registry.uri, registry_uri=registry.uri)
     with pytest.raises(ServiceError):
         losing.register(wanted)
-    assert registry.register(wanted)["version"] == "1"
+    assert registry.register(wanted) == "1"
     assert len(registry.model(wanted.name)["versions"]) == 1
 
 

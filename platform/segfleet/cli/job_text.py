@@ -24,10 +24,18 @@ def plan_of(spec: dict[str, Any]) -> str:
     """A valid spec in one line: what will be done, and by how many workers."""
     if spec["kind"] == "prepare":
         return f"prepare {spec['dataset']} into {spec['out']}"
+    if spec["kind"] == "search":
+        return f"{spec['search']['metric']} over {', '.join(spec['space'])}"
     resources = spec["resources"]
-    workers, gpus, cpus = resources["workers"], resources["gpus_per_worker"], resources["cpus_per_worker"]
-    plural = "s" if workers != 1 else ""
-    return f"{_work(spec)}; {workers} worker{plural} with {cpus} CPU and {gpus} GPU each"
+    gpus, cpus = resources["gpus_per_worker"], resources["cpus_per_worker"]
+    return f"{_work(spec)}; {_workers(resources['workers'])} with {cpus} CPU and {gpus} GPU each"
+
+
+def _workers(workers: int | dict[str, int]) -> str:
+    """3 workers, or 2 to 8 workers."""
+    if isinstance(workers, dict):
+        return f"{workers['min']} to {workers['max']} workers"
+    return f"{workers} worker{'s' if workers != 1 else ''}"
 
 
 def _work(spec: dict[str, Any]) -> str:
@@ -62,6 +70,11 @@ def print_job(job: dict[str, Any]) -> None:
     if job["started_at"] is not None:
         end = job["finished_at"]
         say(f"started {ago(job['started_at'])} ago, " + (f"took {ago(job['started_at'], end)}" if end else "runs"))
+    elif job["state"] == "queued" and job["start_by"] is not None:
+        say(f"fails if it has not started in {duration(job['start_by'] - time.time())}")
+    if "max_workers" in job["needs"] and job["state"] in ("starting", "running", "preempting"):
+        bounds = f"{job['needs']['workers']}-{job['needs']['max_workers']}"
+        say(f"runs with {job['attempts'][-1]['workers']} of {bounds} workers")
     progress = job["progress"]
     if progress and "step" in progress:
         figures = [
@@ -94,7 +107,8 @@ def print_outcome(job: dict[str, Any]) -> None:
             if "model_version" in result
             else ""
         )
-        say(f"{job['id']} succeeded{miou}{what}")
+        reused = f", reused from {result['reused_from']}" if "reused_from" in result else ""
+        say(f"{job['id']} succeeded{miou}{what}{reused}")
         model = result.get("model")
         if model:
             name = f"{model['name']}@{model['alias']}" if model.get("alias") else f"{model['name']}/{model['version']}"

@@ -10,16 +10,17 @@ import typer
 import yaml
 from rich.table import Table
 
+from segfleet.address import NoServiceError
 from segfleet.cli.children import options, require, run_module
 from segfleet.cli.follow import follow_job, print_log
 from segfleet.cli.job_text import job_cells, plan_of, print_job, print_outcome
 from segfleet.cli.output import ago, note, print_json, say, stdout
+from segfleet.cli.searches import plan_of_search, print_leaderboard, print_left_out, print_plan
 from segfleet.client import Client
 from segfleet.connection import UnreachableError
 from segfleet.errors import SettingsError, SpecError
 from segfleet.queue.states import JobState
-from segfleet.settings import NoServiceError
-from segfleet.spec.document import apply_overrides, read_document
+from segfleet.spec.document import apply_overlay, apply_overrides, read_document
 from segfleet.spec.resolve import resolve_spec, to_document
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
@@ -30,6 +31,19 @@ SpecFile = Annotated[
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one value of the spec; repeatable.")
 ]
+Overlays = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--overlay",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="Lay this document over the spec, before any --set; null takes a key out. Repeatable.",
+    ),
+]
+
+# A search may have a thousand; 'segfleet leaderboard' shows all.
+_SHOWN_TRIALS = 20
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +52,7 @@ def register(app: typer.Typer) -> None:
         app.command()(verb)
 
 
-def check(spec: SpecFile, changes: Changes = None, as_json: Json = False) -> None:
+def check(spec: SpecFile, changes: Changes = None, overlays: Overlays = None, as_json: Json = False) -> None:
     """Validate a spec, fill in its defaults and show the plan: all errors at once, nothing started.
 
     Works without a service; with one, its queue's rules are asked too.
@@ -46,7 +60,7 @@ def check(spec: SpecFile, changes: Changes = None, as_json: Json = False) -> Non
     Example: segfleet check jobs/specs/camvid-seg-s-linear-14.yaml --set train.steps=500
     """
     try:
-        document = _read(spec, changes)
+        document = _read(spec, changes, overlays)
         resolved = to_document(resolve_spec(document, str(spec)))
         if (answer := _ask_service(document)) is not None:
             resolved = answer["spec"]
@@ -55,16 +69,20 @@ def check(spec: SpecFile, changes: Changes = None, as_json: Json = False) -> Non
         if as_json:
             print_json({"ok": False, "problems": error.as_json()})
         raise
+    is_search = resolved["kind"] == "search"
     if as_json:
-        print_json({"ok": True, "spec": resolved})
+        print_json({"ok": True, "spec": resolved} | ({"plan": plan_of_search(resolved)} if is_search else {}))
         return
     sys.stdout.write(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=False))
     note(f"{spec} is valid: {plan_of(resolved)}")
+    if is_search:
+        print_plan(resolved)
 
 
 def submit(
     spec: SpecFile,
     changes: Changes = None,
+    overlays: Overlays = None,
     key: Annotated[str | None, typer.Option(help="Idempotency key: the same key and spec give the same job.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Show live progress; exit 0 if the job succeeds.")] = False,
     as_json: Json = False,
@@ -74,8 +92,10 @@ def submit(
     Example: segfleet submit jobs/specs/camvid-seg-s-linear-14.yaml --follow
 
     Example: segfleet submit spec.yaml --set data.shards=shards/mine --set optim.lr=0.01 --key nightly-7
+
+    Example: segfleet submit jobs/specs/paper/table3.yaml --overlay jobs/specs/paper/tiny.yaml
     """
-    document = _read(spec, changes)
+    document = _read(spec, changes, overlays)
     resolve_spec(document, str(spec))
     with Client() as client:
         job = client.submit(document, key=key)
@@ -83,6 +103,8 @@ def submit(
             known = " was submitted before under this key" if job.get("replayed") else " submitted"
             say(f"{job['id']}{known} ({job['name']})")
             _tell_forced(job["forced"])
+            if job["kind"] == "search":
+                print_left_out(plan_of_search(job["spec"])["impossible"])
         if not follow:
             if as_json:
                 print_json(job)
@@ -132,13 +154,16 @@ def show(job_id: JobId, as_json: Json = False) -> None:
     with Client() as client:
         job = client.job(job_id)
         events = client.events(job_id)
+        found = client.trials(job_id) if job["kind"] == "search" else None
     if as_json:
-        print_json({**job, "events": events})
+        print_json({**job, "events": events} | ({} if found is None else {"trials": found["trials"]}))
         return
     print_job(job)
     for event in events:
         target = f" -> {event['target']}" if event["target"] not in (None, event["kind"]) else ""
         say(f"  {ago(event['at'])} ago: {event['kind']}{target} (by {event['who']})")
+    if found is not None:
+        print_leaderboard(found, most=_SHOWN_TRIALS)
     print_outcome(job)
 
 
@@ -225,7 +250,7 @@ def report(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a page of figures, curves and pictures of a finished training or evaluation.
+    """Write a page of figures, curves and pictures: of a finished training or evaluation, or of a search.
 
     Example: segfleet report job-ab2c3d4e --out report
     """
@@ -234,8 +259,10 @@ def report(
     raise typer.Exit(run_module("segfleet_jobs.report", [*options(out=out, json=as_json), *chosen, "--", job_id]))
 
 
-def _read(spec: Path, changes: list[str] | None) -> dict[str, Any]:
+def _read(spec: Path, changes: list[str] | None, overlays: list[Path] | None) -> dict[str, Any]:
     document = read_document(spec)
+    for overlay in overlays or []:
+        document = apply_overlay(document, read_document(overlay))
     try:
         return apply_overrides(document, changes or [])
     except SpecError as error:

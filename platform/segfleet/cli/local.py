@@ -14,12 +14,13 @@ from typing import Annotated, Any
 
 import typer
 
+from segfleet.address import service_address
 from segfleet.cli.children import options, require
 from segfleet.cli.output import note, print_json, say
 from segfleet.client import Client
 from segfleet.door import Door
 from segfleet.errors import SegfleetError, SettingsError
-from segfleet.settings import DEFAULT_PORT, Home, child_environment, default_home, service_address
+from segfleet.settings import DEFAULT_PORT, Home, child_environment, default_home
 
 _NEEDED = ("psutil", "ray", "flask", "mlflow")
 _POLL_S = 0.25
@@ -203,3 +204,8 @@ def _print_status(parts: list[dict[str, Any]], service: dict[str, Any] | None) -
     if service is not None:
         counts = ", ".join(f"{count} {state}" for state, count in service["jobs"].items() if count) or "none"
         say(f"jobs: {counts}")
+        server, leader = service["server"], service["leader"]
+        if server["role"] == "leader":
+            say(f"leader: this server, {server['name']}, epoch {leader['epoch']}")
+        else:
+            say(f"leader: {leader['name'] or 'none yet'}, epoch {leader['epoch']}; asked: {server['name']}, a follower")

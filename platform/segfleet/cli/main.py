@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from segfleet.cli import access, bench, datasets, jobs, local, models, quotas
+from segfleet.cli import access, bench, datasets, jobs, local, models, quotas, retention, searches, webhooks
 from segfleet.cli.output import fail
 from segfleet.errors import (
     AccessError,
@@ -17,6 +17,7 @@ from segfleet.errors import (
     SegfleetError,
     SettingsError,
     UnknownJobError,
+    WebhookError,
 )
 
 FAILED, WRONG_USE = 1, 2
@@ -29,6 +30,7 @@ _WRONG_USE = (
     IdempotencyConflictError,
     QuotaExceededError,
     AccessError,
+    WebhookError,
 )
 
 app = typer.Typer(
@@ -44,11 +46,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for _group in (local, datasets, jobs):
+for _group in (local, datasets, jobs, searches):
     _group.register(app)
 app.add_typer(models.app, name="models")
 app.add_typer(quotas.app, name="quota")
 app.add_typer(access.app, name="token")
+app.add_typer(webhooks.app, name="webhook")
+app.add_typer(retention.app, name="retention")
 access.register(app)
 app.add_typer(bench.app, name="bench")
 models.register(app)

@@ -1,4 +1,4 @@
-"""Verbs for registered models: models list, show, pull, import and export, and predict."""
+"""Verbs for registered models: models list, show, compare, pull, import and export, and predict."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from segfleet.cli import promotions
 from segfleet.cli.children import options, require, run_module
+from segfleet.cli.model_text import comparison, comparison_rows, lineage
 from segfleet.cli.output import ago, clean, number, print_json, say, stdout
 from segfleet.client import Client
+from segfleet.errors import SettingsError
 
 app = typer.Typer(
-    help="The model registry: list, show, pull, import, export.",
+    help="The model registry: list, show, compare, promote, gate, pull, delete, import, export.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -26,6 +29,9 @@ Reference = Annotated[str, typer.Argument(metavar="MODEL", help="NAME@ALIAS or N
 def register(application: typer.Typer) -> None:
     """Add `predict` to the application."""
     application.command()(predict)
+
+
+promotions.register(app)
 
 
 @app.command("list")
@@ -54,7 +60,7 @@ def show(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="NAME, NAME@ALIAS or NAME/VERSION.")],
     as_json: Json = False,
 ) -> None:
-    """Show a model's versions, or one version with its metrics and tags.
+    """Show a model's versions, gates and promotions, or one version with its lineage, metrics and tags.
 
     Example: segfleet models show segmenter-camvid
 
@@ -62,12 +68,44 @@ def show(
     """
     with Client() as client:
         document = client.model(model)
+        name = document["name"]
+        document["promotions"] = [
+            one for one in client.promotions(name) if document.get("version") in (None, one["version"], one["holder"])
+        ]
+        if "versions" in document:
+            document["gates"] = client.gates(name)
     if as_json:
         print_json(document)
-    elif "versions" in document:
+        return
+    if "versions" in document:
         _show_versions(document)
     else:
         _show_version(document)
+    _show_promotions(document["promotions"])
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="NAME@ALIAS or NAME/VERSION.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="NAME@ALIAS or NAME/VERSION.")],
+    as_json: Json = False,
+) -> None:
+    """Show two versions side by side: figures of each dataset with B - A, size, data, and where their specs differ.
+
+    Example: segfleet models compare segmenter-camvid@champion segmenter-camvid@candidate
+    """
+    for reference in (a, b):
+        if "@" not in reference and "/" not in reference:
+            raise SettingsError(f"{reference!r} names no version; write NAME@ALIAS or NAME/VERSION")
+    with Client() as client:
+        compared = comparison(client.model(a), client.model(b))
+    if as_json:
+        print_json(compared)
+        return
+    table = _table("", compared["a"], compared["b"], "B - A")
+    for row in comparison_rows(compared):
+        _row(table, *row)
+    stdout().print(table)
 
 
 @app.command()
@@ -199,19 +237,34 @@ def _show_versions(model: dict[str, Any]) -> None:
         _row(table, version["version"], aliases, _miou(version), version["job"], made)
     say(model["name"])
     stdout().print(table)
+    for gate in model["gates"]:
+        say(f"gate of @{gate['alias']}: {promotions.gate_text(gate['rules'])}")
 
 
 def _show_version(version: dict[str, Any]) -> None:
     aliases = ", ".join(f"@{alias}" for alias in version["aliases"]) or "no alias"
     say(f"{version['name']}/{version['version']} ({aliases}), made {ago(version['created_at'])} ago")
+    for line in lineage(version):
+        say(line)
     table = _table("", "")
     table.show_header = False
-    _row(table, "job", version["job"])
-    _row(table, "MLflow run", version["run_id"])
     for name, value in sorted(version["metrics"].items()):
         _row(table, name, number(value))
     for name, value in sorted(version["tags"].items()):
-        _row(table, name, value)
+        if name != "segfleet.spec":
+            _row(table, name, value)
+    stdout().print(table)
+
+
+def _show_promotions(found: list[dict[str, Any]]) -> None:
+    if not found:
+        return
+    table = _table("PROMOTION", "VERSION", "ALIAS", "STATE", "FIGURES", "BY", "WHEN", "WHY")
+    for one in found:
+        versions = f"{one['holder'] or '-'} -> {one['version']}"
+        when = f"{ago(one['updated_at'])} ago"
+        figures = promotions.figures_text(one)
+        _row(table, one["id"], versions, f"@{one['alias']}", one["state"], figures, one["who"], when, one["why"])
     stdout().print(table)
 
 

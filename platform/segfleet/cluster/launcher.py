@@ -24,6 +24,7 @@ ENTRY_MODULES = {
     "train": "segfleet_jobs.train",
     "evaluate": "segfleet_jobs.evaluate",
     "prepare": "segfleet_jobs.prepare",
+    "search": "segfleet_jobs.search",
 }
 # The first submission to a new head has to wait for the head's own agent.
 _TIMEOUT = httpx.Timeout(10.0, connect=2.0)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from segfleet.queue.model import Attempt, Dependency, Job
+from segfleet.queue.rows import gang_of_row
 from segfleet.queue.scheduling.shares import Usage, dominant_share
 from segfleet.queue.scheduling.values import Candidate, Gang, Holding, Node
 from segfleet.queue.states import AttemptState, JobState, is_terminal
 
-# Only a training job can go on from a checkpoint; stopping any other would throw its work away.
-_RESUMABLE = frozenset({"train"})
+# Only trainings, and searches made of them, go on from a checkpoint; stopping any other would throw its work away.
+_RESUMABLE = frozenset({"train", "search"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ def candidates(
     used_s: Mapping[str, float],
     blocking: Mapping[str, str],
     open_dependencies: Iterable[Dependency],
+    lanes: Mapping[str, str],
 ) -> list[Candidate]:
     """Queued jobs as the scheduler sees them.
 
@@ -54,21 +56,26 @@ def candidates(
         used_s: Seconds that each job's attempts have used of its time limit; missing: none.
         blocking: Ended attempts, by job, whose process may still be there.
         open_dependencies: What jobs still wait for.
+        lanes: By lane, the job that is in it now.
     """
+    rows = list(rows)
     after: dict[str, list[str]] = {}
     for dependency in open_dependencies:
         after.setdefault(dependency.job_id, []).append(f"{dependency.parent_id} ({dependency.parent_state})")
     found = []
+    first = _first_in_lanes(rows, after, lanes)
     for row in rows:
         hindrance = f"after {', '.join(after[row.id])}" if row.id in after else ""
         if not hindrance and row.id in blocking:
             hindrance = f"waits until {blocking[row.id]} is gone from the cluster"
+        if not hindrance and row.lane is not None and first.get(row.lane, row.id) != row.id:
+            hindrance = f"after {first[row.lane]}, which writes to the same place"
         limit = row.time_limit_s
         found.append(
             Candidate(
                 job_id=row.id,
                 seq=row.seq,
-                gang=Gang(row.workers, row.cpus, row.gpus, row.max_workers),
+                gang=gang_of_row(row),
                 priority=row.priority,
                 project=row.project,
                 user=row.owner,
@@ -79,6 +86,13 @@ def candidates(
             )
         )
     return found
+
+
+def _first_in_lanes(rows: Iterable[Any], after: Collection[str], lanes: Mapping[str, str]) -> dict[str, str]:
+    """By lane, the job that is in it, or else the one whose turn it is."""
+    waiting = [row for row in rows if row.lane is not None and row.id not in after]
+    waiting.sort(key=lambda row: (-row.priority, row.seq), reverse=True)
+    return {row.lane: row.id for row in waiting} | dict(lanes)
 
 
 def holdings(

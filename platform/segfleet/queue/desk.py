@@ -9,9 +9,10 @@ from typing import Literal
 from segfleet.errors import QueueError
 from segfleet.queue import fencing, lifecycle
 from segfleet.queue.clock import Clock
-from segfleet.queue.model import Document, Grant, Job, clean_text
+from segfleet.queue.model import Document, Grant, Job, clean_text, lane_of, work_of
 from segfleet.queue.states import AttemptState, FailureClass, JobState
-from segfleet.queue.store import Store
+from segfleet.queue.store import Store, Transaction
+from segfleet.queue.trials import TrialDesk
 
 Command = Literal["continue", "cancel", "preempt"]
 
@@ -31,6 +32,7 @@ class AttemptDesk:
     def __init__(self, store: Store, clock: Clock, storage: Path) -> None:
         self.store = store
         self.clock = clock
+        self.trials = TrialDesk(store, clock)
         self._storage = storage
 
     def claim(self, attempt_id: str, code: str, instance: str) -> Grant:
@@ -65,6 +67,8 @@ class AttemptDesk:
                 spec=job.spec,
                 checkpoint=job.checkpoint,
                 storage=str(self._storage / job.id),
+                workers=attempt.workers,
+                earlier=_earlier(tx, job.spec),
             )
 
     def heartbeat(self, attempt_id: str, token: str, progress: Document | None = None) -> Command:
@@ -183,3 +187,12 @@ def _failure(document: Mapping[str, str]) -> tuple[FailureClass, str]:
     except (KeyError, ValueError) as error:
         known = ", ".join(FailureClass)
         raise QueueError(f"a failure needs 'message' and a 'class' among {known}: got {dict(document)!r}") from error
+
+
+def _earlier(tx: Transaction, spec: Document) -> Document | None:
+    """The latest job that has done what this one is to do, at the same place."""
+    lane = lane_of(spec)
+    if lane is None or not spec.get("reuse", False):
+        return None
+    equal = (job for job in tx.line.succeeded_in(lane) if work_of(job.spec) == work_of(spec))
+    return next(({"job_id": job.id, "result": job.result} for job in equal), None)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
-from segfleet.cluster.launcher import ClusterUnreachableError, RayJobStatus, SubmissionRefusedError, entrypoint
-from segfleet.errors import LaunchError, QueueUnavailableError, SegfleetError
+from segfleet.cluster.launcher import ClusterUnreachableError, SubmissionRefusedError
+from segfleet.errors import LaunchError, LeadershipLostError, QueueUnavailableError, SegfleetError
+from segfleet.log_context import about
 from segfleet.queue import fencing, lifecycle, reconcile
+from segfleet.queue.board import Board, Publisher
 from segfleet.queue.causes import diagnose, log_tail
+from segfleet.queue.leadership import Term
 from segfleet.queue.leases import LeaseWatch
 from segfleet.queue.logcopy import LogCopies, log_path
 from segfleet.queue.model import Attempt, Job
@@ -24,9 +25,11 @@ from segfleet.queue.planner import Planner
 from segfleet.queue.policy import policy_of
 from segfleet.queue.reconcile import Sight
 from segfleet.queue.scheduling.values import Node, Policy, Preempt, Start, Wait
-from segfleet.queue.service import Board, Queue
+from segfleet.queue.sending import ClusterDoor, Sender
+from segfleet.queue.service import Queue
 from segfleet.queue.states import AttemptState, FailureClass, JobState, StopFor
 from segfleet.settings import Settings
+from segfleet.telemetry import PASS_SECONDS, TURNS
 
 NODES_EVERY_S = 5.0
 STOP_EVERY_S = 5.0
@@ -34,28 +37,6 @@ COMPLAIN_EVERY_S = 60.0
 _MAX_RAY_MESSAGE = 2000
 
 logger = logging.getLogger(__name__)
-
-
-class ClusterDoor(Protocol):
-    """What the dispatcher needs of a cluster; see `segfleet.cluster.launcher.Launcher`."""
-
-    def submit(self, submission_id: str, command: str, env: Mapping[str, str], metadata: Mapping[str, str]) -> None:
-        """Run a command under this id, or find that it was taken already."""
-
-    def status(self, submission_id: str) -> RayJobStatus | None:
-        """What the cluster says of a submission, None if nothing."""
-
-    def stop(self, submission_id: str) -> None:
-        """Ask for its end."""
-
-    def logs(self, submission_id: str) -> str:
-        """All it has printed."""
-
-    def session(self) -> str:
-        """Name of the cluster's present life."""
-
-    def nodes(self) -> tuple[Node, ...]:
-        """The cluster's machines."""
 
 
 @dataclass(slots=True)
@@ -73,42 +54,56 @@ class _Pace:
 
 
 class Dispatcher:
-    """Moves jobs between the queue and the cluster; at most one runs on a database.
+    """Moves jobs between the queue and the cluster, for as long as its server leads the database.
 
     Args:
         queue: The jobs.
+        lead: The right to write, which ends when another server leads.
         launcher: The cluster.
         settings: Addresses for the jobs' environment, timings, and the folder of logs.
         python: Interpreter on the cluster's nodes; default: the service's own.
     """
 
-    def __init__(self, queue: Queue, launcher: ClusterDoor, settings: Settings, python: str | None = None) -> None:
+    def __init__(
+        self, queue: Queue, lead: Term, launcher: ClusterDoor, settings: Settings, python: str | None = None
+    ) -> None:
         self._queue = queue
+        self._lead = lead
         self._launcher = launcher
         self._settings = settings
-        self._python = python
         self._leases = LeaseWatch(settings.lease_s, settings.start_deadline_s)
-        self._codes: dict[str, str] = {}
+        self._sender = Sender(lead, launcher, settings, python)
         self._logs = LogCopies(settings.home.logs, launcher.logs, queue.clock)
         self._ended_at: dict[str, float] = {}
         self._stop_pace = _Pace(STOP_EVERY_S, {})
         self._complaint_pace = _Pace(COMPLAIN_EVERY_S, {})
         self._nodes_pace = _Pace(NODES_EVERY_S, {})
-        self._planner = Planner(queue.store)
+        self._planner = Planner(queue.store, lead)
+        self._publisher = Publisher(lead, queue.store.is_shared)
         self._session: str | None = None
         self._nodes: tuple[Node, ...] | None = None
         self._trouble = ""
         self._grace_s = Policy().grace_s
 
     def run(self, stop: threading.Event) -> None:
-        """Take turns until told to stop. A turn that fails is logged, and the next one tries again."""
+        """Take turns until told to stop, or another server leads or may.
+
+        A turn that fails is logged, and the next one tries again.
+        """
         while not stop.is_set():
+            outcome = "failed"
             try:
                 self.step(self._queue.clock())
+                outcome = "done"
+            except LeadershipLostError as error:
+                logger.warning("dispatcher: %s", error)
+                return
             except SegfleetError as error:
                 logger.warning("dispatcher: %s", error)
             except Exception:
                 logger.exception("dispatcher: a turn failed")
+            finally:
+                TURNS.labels(outcome).inc()
             stop.wait(self._settings.poll_s)
 
     def step(self, now: float) -> None:
@@ -119,10 +114,13 @@ class Dispatcher:
 
         Raises:
             QueueUnavailableError: the database refuses; nothing is lost.
+            LeadershipLostError: another server leads, or may.
         """
+        self._lead.require()
         self._look(now)
         self._settle(now)
         self._dispatch(now)
+        self._publisher.publish(self._queue.board, now)
         self._leases.rest(self._queue.clock())
 
     def _look(self, now: float) -> None:
@@ -161,10 +159,11 @@ class Dispatcher:
             job = jobs.get(attempt.job_id)
             if job is None:
                 continue
-            try:
-                self._settle_one(job, attempt, late.get(attempt.id, ""), now)
-            except Exception as error:
-                self._confine(error, attempt.id, now)
+            with about(job=job.id, attempt=attempt.id):
+                try:
+                    self._settle_one(job, attempt, late.get(attempt.id, ""), now)
+                except Exception as error:
+                    self._confine(error, attempt.id, now)
 
     def _settle_one(self, job: Job, attempt: Attempt, overdue: str, now: float) -> None:
         sight = self._sight(attempt, now)
@@ -218,6 +217,7 @@ class Dispatcher:
                 self._end(attempt, FailureClass.TIME_LIMIT, message, now)
             case reconcile.Stop():
                 if self._stop_pace.is_due(attempt.id, now):
+                    self._lead.require()
                     self._launcher.stop(attempt.id)
             case reconcile.Cancelled():
                 self._end_cancelled(attempt, now)
@@ -230,7 +230,7 @@ class Dispatcher:
                 pass
 
     def _end(self, attempt: Attempt, failure: FailureClass, message: str, now: float) -> None:
-        with self._queue.store.write() as tx:
+        with self._lead.write() as tx:
             job = tx.job(attempt.job_id)
             fresh = tx.attempt(attempt.id)
             # A completion, a report or a heartbeat may have come in since the decision: it wins.
@@ -240,14 +240,14 @@ class Dispatcher:
         logger.info("%s: given up, %s", attempt.id, message.splitlines()[0] if message else "no reason")
 
     def _end_cancelled(self, attempt: Attempt, now: float) -> None:
-        with self._queue.store.write() as tx:
+        with self._lead.write() as tx:
             job = tx.job(attempt.job_id)
             fresh = tx.attempt(attempt.id)
             if fresh is not None and fresh.is_alive:
                 lifecycle.end_cancelled(tx, job, fresh, now=now)
 
     def _end_preempted(self, attempt: Attempt, now: float) -> None:
-        with self._queue.store.write() as tx:
+        with self._lead.write() as tx:
             job = tx.job(attempt.job_id)
             fresh = tx.attempt(attempt.id)
             if fresh is not None and fresh.is_alive and job.state == JobState.PREEMPTING:
@@ -266,44 +266,48 @@ class Dispatcher:
 
     def _close(self, attempt: Attempt, abandoned: bool, now: float) -> None:
         log = log_tail(log_path(self._settings.home.logs, attempt.id)) if attempt.failure is not None else ""
-        with self._queue.store.write() as tx:
+        with self._lead.write() as tx:
             lifecycle.close(tx, attempt, abandoned=abandoned, now=now, cause=diagnose(log))
-        for kept in (self._stop_pace.last, self._complaint_pace.last, self._codes, self._ended_at):
+        for kept in (self._stop_pace.last, self._complaint_pace.last, self._ended_at):
             kept.pop(attempt.id, None)
+        self._sender.forget(attempt.id)
         self._logs.forget(attempt.id)
 
     # New attempts
 
     def _dispatch(self, now: float) -> None:
         self._planner.resolve_dependencies(now)
+        self._planner.end_late(now)
         nodes = None if self._trouble else self._nodes
-        decisions = self._planner.decide(nodes, now, self._trouble)
+        with PASS_SECONDS.time():
+            decisions = self._planner.decide(nodes, now, self._trouble)
         waits = {decision.job_id: decision for decision in decisions if isinstance(decision, Wait)}
         self._queue.board = Board(nodes, self._trouble, waits)
         for decision in decisions:
             if isinstance(decision, Wait) or self._session is None:
                 continue
-            try:
-                if isinstance(decision, Start):
-                    self._start(decision, now)
-                else:
-                    self._preempt(decision, now)
-            except Exception as error:
-                # The answer may be lost, not necessarily the submission: the next turn looks it up.
-                self._confine(error, decision.job_id, now)
+            with about(job=decision.job_id):
+                try:
+                    if isinstance(decision, Start):
+                        self._start(decision, now)
+                    else:
+                        self._preempt(decision, now)
+                except Exception as error:
+                    # The answer may be lost, not necessarily the submission: the next turn looks it up.
+                    self._confine(error, decision.job_id, now)
 
     def _start(self, decision: Start, now: float) -> None:
         code = secrets.token_urlsafe(32)
-        with self._queue.store.write() as tx:
+        with self._lead.write() as tx:
             job = tx.job(decision.job_id)
             if job.state != JobState.QUEUED:
                 return
             attempt = lifecycle.begin_attempt(tx, job, decision.workers, fencing.digest(code), now)
-        self._codes[attempt.id] = code
+        self._sender.keep(attempt.id, code)
         self._post(job, attempt, now)
 
     def _preempt(self, decision: Preempt, now: float) -> None:
-        with self._queue.store.write() as tx:
+        with self._lead.write() as tx:
             job = tx.job(decision.job_id)
             attempts = tx.attempts_of(job.id)
             # It may have ended, or have been cancelled or paused, since the decision.
@@ -318,31 +322,14 @@ class Dispatcher:
         if self._session is None:
             return
         session = self._session
-        code = self._codes.get(attempt.id) or self._new_code(attempt)
-        env = {
-            **self._settings.job_env,
-            "SEGFLEET_URL": self._settings.url,
-            "SEGFLEET_ATTEMPT": attempt.id,
-            "SEGFLEET_CODE": code,
-        }
-        metadata = {"job": job.id, "attempt": str(attempt.number), "fence": str(attempt.fence)}
-        command = entrypoint(job.kind) if self._python is None else entrypoint(job.kind, self._python)
         try:
-            self._launcher.submit(attempt.id, command, env, metadata)
+            self._sender.send(job, attempt)
         except SubmissionRefusedError as error:
             self._end(attempt, FailureClass.INFRA, str(error), now)
             return
         self._mark_accepted(attempt, session)
 
-    def _new_code(self, attempt: Attempt) -> str:
-        """Replace the code of an attempt that was committed by a service that died before Ray got it."""
-        code = secrets.token_urlsafe(32)
-        with self._queue.store.write() as tx:
-            tx.change_attempt(attempt.id, {"code_hash": fencing.digest(code)})
-        self._codes[attempt.id] = code
-        return code
-
     def _mark_accepted(self, attempt: Attempt, session: str) -> None:
-        with self._queue.store.write() as tx:
+        with self._lead.write() as tx:
             tx.change_attempt(attempt.id, {"ray_session": session})
-        self._codes.pop(attempt.id, None)
+        self._sender.forget(attempt.id)

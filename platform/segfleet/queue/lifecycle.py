@@ -11,50 +11,14 @@ from typing import Any
 
 from segfleet.queue import retry
 from segfleet.queue.causes import Cause
-from segfleet.queue.model import Attempt, Document, Job, attempt_id, gang_of, new_job_id
+from segfleet.queue.model import Attempt, Document, Job, attempt_id
 from segfleet.queue.states import AttemptState, FailureClass, JobState, StopFor, check_transition
 from segfleet.queue.store import Transaction
-from segfleet.spec.sections import duration_s
+from segfleet.webhooks import outbox
 
 SERVICE = "service"
 PAUSED = "paused; 'segfleet resume' puts it back"
 FRESH = "waits for the scheduler's next turn"
-
-
-def create(tx: Transaction, spec: Document, owner: str, now: float) -> Job:
-    """Store a resolved spec as a queued job."""
-    gang, limit = gang_of(spec), spec["queue"]["time_limit"]
-    job = tx.insert_job(
-        {
-            "id": new_job_id(),
-            "name": spec["name"],
-            "kind": spec["kind"],
-            "owner": owner,
-            "project": spec["queue"]["project"],
-            "state": JobState.QUEUED,
-            "reason": FRESH,
-            "priority": spec["queue"]["priority"],
-            "workers": gang.workers,
-            "max_workers": gang.max_workers,
-            "cpus": gang.cpus,
-            "gpus": gang.gpus,
-            "spec": spec,
-            "created_at": now,
-            "updated_at": now,
-            "attempt": 0,
-            "fence": 0,
-            "budget_from": 0,
-            "cancel_requested": False,
-            "time_limit_s": None if limit is None else duration_s(limit),
-            "overtaken": 0,
-            "version": 0,
-        }
-    )
-    for parent in spec["queue"]["after"]:
-        parent_id, _, condition = parent.partition(":")
-        tx.insert_dependency(job.id, parent_id, condition or "ok")
-    note(tx, job, now=now, kind="submitted", who=owner)
-    return job
 
 
 def move(
@@ -68,7 +32,7 @@ def move(
     detail: Document | None = None,
     **changes: Any,
 ) -> Job:
-    """Change a job's state by compare-and-set and write its history.
+    """Change a job's state by compare-and-set, write its history, and let webhooks know.
 
     Args:
         kind: What happened, for the history.
@@ -92,6 +56,7 @@ def move(
         target=target,
         detail=detail or {},
     )
+    outbox.tell(tx.webhooks, moved, kind, detail or {}, now)
     return moved
 
 
@@ -129,6 +94,7 @@ def begin_attempt(tx: Transaction, job: Job, workers: int, code_hash: str, now: 
         fence=fence,
         reason="sent to the cluster",
         not_before=None,
+        start_by=None,
         overtaken=0,
     )
     return tx.insert_attempt(
@@ -192,6 +158,7 @@ def end_preempted(tx: Transaction, job: Job, attempt: Attempt, *, who: str, now:
     tx.change_attempt(attempt.id, {"state": AttemptState.PREEMPTED, "finished_at": now})
     is_pause = job.stop_for == StopFor.PAUSE
     step = (job.checkpoint or {}).get("step")
+    where = "with its trials" if job.kind == "search" else f"from step {step or 0}"
     return move(
         tx,
         job,
@@ -201,13 +168,20 @@ def end_preempted(tx: Transaction, job: Job, attempt: Attempt, *, who: str, now:
         who=who,
         detail={"step": step},
         stop_for=None,
-        reason=PAUSED if is_pause else f"{job.reason}; goes on from step {step or 0}",
+        reason=PAUSED if is_pause else f"{job.reason}; goes on {where}",
     )
 
 
 def skip(tx: Transaction, job: Job, message: str, now: float) -> Job:
     """What the job was to follow has not ended as it should: it will never start."""
     error = {"class": FailureClass.DEPENDENCY.value, "message": message, "attempt": None}
+    return _fail(tx, job, error, message, who=SERVICE, now=now)
+
+
+def miss_start(tx: Transaction, job: Job, now: float) -> Job:
+    """The job has waited for its first attempt for longer than it was to."""
+    message = f"not started within {job.spec['queue']['start_within']}, its queue.start_within"
+    error = {"class": FailureClass.START_DEADLINE.value, "message": message, "attempt": None}
     return _fail(tx, job, error, message, who=SERVICE, now=now)
 
 
@@ -279,6 +253,7 @@ def _fail(tx: Transaction, job: Job, error: Document, reason: str, *, who: str, 
         error=error,
         finished_at=now,
         not_before=None,
+        start_by=None,
         stop_for=None,
         reason=reason,
     )
@@ -334,6 +309,7 @@ def cancel(tx: Transaction, job: Job, *, who: str, now: float, detail: Document 
         cancel_requested=True,
         finished_at=now,
         not_before=None,
+        start_by=None,
         stop_for=None,
         reason="cancelled",
     )

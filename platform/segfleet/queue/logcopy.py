@@ -6,6 +6,7 @@ Ray serves a log only as a whole. So the copies are refreshed the more rarely th
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,8 +92,10 @@ class LogCopies:
     def _append(self, attempt_id: str, rest: Callable[[int], bytes]) -> None:
         path = log_path(self._folder, attempt_id)
         try:
-            with path.open("ab") as file:
-                file.write(rest(file.tell()))
+            # At its place, not at the end: a server that no longer leads, and wakes up here, writes what is there.
+            path.touch()
+            with path.open("r+b") as file:
+                file.write(rest(file.seek(0, os.SEEK_END)))
         except OSError as error:
             logger.warning("%s: its log cannot be written: %s", path, error.strerror)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import posixpath
 import re
 import secrets
 from collections.abc import Mapping
@@ -10,11 +12,15 @@ from typing import Any
 
 from segfleet.queue.scheduling.values import Gang
 from segfleet.queue.states import ALIVE, AttemptState, JobState, StopFor
+from segfleet.spec.location import split_location
+from segfleet.spec.search import most_parallel
+from segfleet.spec.training import usable_workers
 
 Document = dict[str, Any]
 
 # More than this between two heartbeats is an absence of the service or a moved clock, not known to be work.
 LONGEST_STEP_S = 60.0
+_NOT_OF_THE_WORK = frozenset({"name", "processes", "reuse", "queue"})
 _ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
 JOB_ID = re.compile(r"job-[a-z2-7]{8}")
 ATTEMPT_ID = re.compile(r"job-[a-z2-7]{8}-a[1-9][0-9]{0,5}")
@@ -36,11 +42,40 @@ def clean_text(text: str) -> str:
 
 
 def gang_of(spec: Mapping[str, Any]) -> Gang:
-    """What a resolved spec asks of the cluster: its workers, or one CPU for a job without workers."""
+    """What a resolved spec asks of the cluster: its workers, or one CPU for a job without workers.
+
+    A search runs with the workers of one trial, and faster with those of several. An elastic training runs with any
+    number that divides its batch.
+    """
+    if spec.get("kind") == "search":
+        one, parallel = gang_of(spec["base"]), most_parallel(spec)
+        most = one.workers * parallel
+        return Gang(one.workers, one.cpus, one.gpus, most, tuple(range(one.workers, most + 1, one.workers)))
     resources = spec.get("resources")
     if not isinstance(resources, Mapping):
         return Gang(workers=1, cpus=1, gpus=0)
-    return Gang(int(resources["workers"]), int(resources["cpus_per_worker"]), int(resources["gpus_per_worker"]))
+    each = int(resources["cpus_per_worker"]), int(resources["gpus_per_worker"])
+    workers = resources["workers"]
+    if isinstance(workers, int):
+        return Gang(workers, *each)
+    if "train" not in spec:
+        return Gang(workers["min"], *each, workers["max"])
+    sizes = usable_workers(workers["min"], workers["max"], spec["train"]["global_batch"], spec["model"]["arch"])
+    return Gang(sizes[0], *each, sizes[-1], sizes)
+
+
+def lane_of(spec: Mapping[str, Any]) -> str | None:
+    """The lane of a resolved spec: jobs of one lane write to one place, and run one at a time. None: any may run."""
+    if spec["kind"] != "prepare":
+        return None
+    place = split_location(spec["out"])
+    path = posixpath.normpath(place.path) if place.scheme == "file" else place.path
+    return hashlib.sha256("\0".join((place.scheme, place.host, path)).encode()).hexdigest()
+
+
+def work_of(spec: Mapping[str, Any]) -> Document:
+    """What of a preparation's resolved spec decides on its result, besides the raw data."""
+    return {key: value for key, value in spec.items() if key not in _NOT_OF_THE_WORK}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +99,7 @@ class Job:
         not_before: Back-off after a lost attempt: not started earlier.
         time_limit_s: Over all attempts of a budget; None: unlimited.
         overtaken: Later jobs of its priority that started while it was the first of its project.
+        start_by: It fails if it has not started by then; None: it has no such deadline, or has started.
         stop_for: Why its attempt is asked to stop; None: it is not.
         version: Counts the job's writes; every transition is a compare-and-set on it.
     """
@@ -93,6 +129,7 @@ class Job:
     error: Document | None
     not_before: float | None
     time_limit_s: float | None
+    start_by: float | None
     overtaken: int
     stop_for: StopFor | None
     version: int
@@ -178,6 +215,8 @@ class Grant:
         token: Bearer token of every later call; known to the attempt alone.
         checkpoint: Where to resume, None: from the start.
         storage: Folder of the job; the attempt writes below its own subfolder.
+        workers: How many it runs with; an elastic job may have had others in an earlier attempt.
+        earlier: {"job_id", "result"} of the latest equal job that has succeeded; None: no such, or not to be reused.
     """
 
     job_id: str
@@ -187,6 +226,8 @@ class Grant:
     spec: Document
     checkpoint: Document | None
     storage: str
+    workers: int
+    earlier: Document | None
 
 
 @dataclass(frozen=True, slots=True)

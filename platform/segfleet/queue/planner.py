@@ -6,6 +6,8 @@ import math
 
 from segfleet.queue import lifecycle
 from segfleet.queue.candidates import Broken, Met, candidates, holdings, judge, live_usages, usages
+from segfleet.queue.leadership import Term
+from segfleet.queue.model import lane_of
 from segfleet.queue.policy import policy_of
 from segfleet.queue.scheduling.plan import plan
 from segfleet.queue.scheduling.shares import decayed_use
@@ -24,10 +26,11 @@ class Planner:
 
     Args:
         store: The database.
+        lead: The leader's right to write.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, lead: Term) -> None:
+        self._store, self._lead = store, lead
         self._counted_at = -math.inf
         self._ended_use: dict[str, float] = {}
 
@@ -40,16 +43,17 @@ class Planner:
             trouble: Why it is not reachable.
         """
         with self._store.read() as tx:
-            rows, dependencies, attempts = tx.queued_jobs(), tx.open_dependencies(), tx.open_attempts()
+            rows, dependencies, attempts = tx.line.queued(), tx.open_dependencies(), tx.open_attempts()
             jobs = {job.id: job for job in tx.holding_jobs()}
             policy, half_life_s = policy_of(tx.policies())
             limited = [row for row in rows if row.time_limit_s is not None and row.attempt > row.budget_from]
             used_s = {row.id: tx.used_s(row.id, row.budget_from, now) for row in limited}
             used_s |= {job.id: tx.used_s(job.id, job.budget_from, now) for job in jobs.values()}
+        lanes = {lane: job.id for job in jobs.values() if (lane := lane_of(job.spec)) is not None}
         blocking = {attempt.job_id: attempt.id for attempt in attempts if not attempt.is_alive}
         held = holdings(jobs, attempts, used_s, policy.grace_s, now)
         use = self._use(held, nodes or (), half_life_s, now)
-        line = candidates(rows, used_s, blocking, dependencies)
+        line = candidates(rows, used_s, blocking, dependencies, lanes)
         return plan(line, nodes, held, now, use=use, policy=policy, unreachable=trouble)
 
     def resolve_dependencies(self, now: float) -> None:
@@ -58,16 +62,27 @@ class Planner:
             verdicts = [judge(dependency) for dependency in tx.open_dependencies()]
         met = [verdict.dependency for verdict in verdicts if isinstance(verdict, Met)]
         if met:
-            with self._store.write() as tx:
+            with self._lead.write() as tx:
                 for dependency in met:
                     tx.meet_dependency(dependency.job_id, dependency.parent_id)
         for verdict in verdicts:
             if isinstance(verdict, Broken):
                 # One transaction each: it locks the job, and many locks at a time are how deadlocks come about.
-                with self._store.write() as tx:
+                with self._lead.write() as tx:
                     job = tx.job(verdict.dependency.job_id)
                     if job.state == JobState.QUEUED:
                         lifecycle.skip(tx, job, verdict.message, now)
+
+    def end_late(self, now: float) -> None:
+        """End the jobs that were to have started by now."""
+        with self._store.read() as tx:
+            late = tx.line.late(now)
+        for job_id in late:
+            with self._lead.write() as tx:
+                job = tx.job(job_id)
+                # It may have been paused, resumed or retried since.
+                if job.state == JobState.QUEUED and job.start_by is not None and job.start_by <= now:
+                    lifecycle.miss_start(tx, job, now)
 
     def _use(self, held: list[Holding], nodes: tuple[Node, ...], half_life_s: float, now: float) -> dict[str, float]:
         """Decayed use of each project: what has ended, as of the last count, and what runs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
@@ -12,6 +13,7 @@ from segfleet.queue.limits import limit_problems, rule_problems, with_forced
 from segfleet.queue.model import Document
 from segfleet.queue.scheduling.shares import HALF_LIFE_S
 from segfleet.queue.scheduling.values import Policy, Quota
+from segfleet.spec.filling import leaves
 from segfleet.spec.sections import JOB_NAME, Duration, QueueSpec, Section, duration_s
 
 Scope = Literal["cluster", "project", "user"]
@@ -89,6 +91,13 @@ def check_rules(scope: str, name: str, rules: Document) -> Document:
     return given
 
 
+def difference(before: Document, after: Document) -> str:
+    """What a change of rules changes, for the audit log: `max_workers: 8 -> 16`; null: not set."""
+    names = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+    shown = {name: [json.dumps(rules.get(name)) for rules in (before, after)] for name in names}
+    return "; ".join(f"{name}: {old} -> {new}" for name, (old, new) in shown.items()) or "nothing changed"
+
+
 def policy_of(stored: Iterable[tuple[str, str, Document]]) -> tuple[Policy, float]:
     """What the scheduler obeys, and the half-life of use in seconds.
 
@@ -127,6 +136,11 @@ def force(stored: Iterable[tuple[str, str, Document]], document: Document) -> tu
         document, more = with_forced(document, rules.get("forced", {}))
         changed += more
     return document, tuple(dict.fromkeys(changed))
+
+
+def is_forced(stored: Iterable[tuple[str, str, Document]], project: str, path: str) -> bool:
+    """Whether the project or the cluster fixes a field for the project's jobs."""
+    return any(path in leaves(rules.get("forced", {})) for _, rules in _spec_rules(stored, project))
 
 
 def beyond_limits(stored: Iterable[tuple[str, str, Document]], spec: Document) -> list[Problem]:

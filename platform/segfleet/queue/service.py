@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from segfleet.access import audit
@@ -15,30 +14,16 @@ from segfleet.errors import (
     QuotaExceededError,
     SpecError,
 )
-from segfleet.queue import fencing, lifecycle
+from segfleet.queue import fencing, intake, lifecycle
+from segfleet.queue.board import Board
 from segfleet.queue.clock import Clock
 from segfleet.queue.desk import AttemptDesk
 from segfleet.queue.model import Attempt, Document, Event, Job, gang_of
-from segfleet.queue.policy import beyond_limits, check_rules, force, policy_of
+from segfleet.queue.policy import beyond_limits, check_rules, difference, force, is_forced, policy_of
 from segfleet.queue.scheduling.admission import never_fits
-from segfleet.queue.scheduling.values import Gang, Node, Quota, Wait
+from segfleet.queue.scheduling.values import Gang, Quota
 from segfleet.queue.states import JobState, StopFor, is_terminal
 from segfleet.queue.store import LostRaceError, Store, Transaction
-
-
-@dataclass(frozen=True, slots=True)
-class Board:
-    """What the dispatcher's last turn saw; a view for people, rebuilt each turn and never stored.
-
-    Attributes:
-        nodes: The cluster's machines; None: not reachable, or not yet asked.
-        trouble: Why the cluster is not reachable; empty: it is.
-        waits: Place and reason of each queued job.
-    """
-
-    nodes: tuple[Node, ...] | None = None
-    trouble: str = ""
-    waits: Mapping[str, Wait] = field(default_factory=dict)
 
 
 class Queue(AttemptDesk):
@@ -60,6 +45,11 @@ class Queue(AttemptDesk):
         """A user's document with the values that the operator forces, and the paths at which it was changed."""
         with self.store.read() as tx:
             return force(tx.policies(), document)
+
+    def is_forced(self, project: str, path: str) -> bool:
+        """Whether the operator fixes a field of the specs of a project's jobs, whatever the users write there."""
+        with self.store.read() as tx:
+            return is_forced(tx.policies(), project, path)
 
     def check(self, spec: Document, owner: str) -> None:
         """Refuse what `submit` would refuse now, and store nothing.
@@ -117,7 +107,7 @@ class Queue(AttemptDesk):
                     raise IdempotencyConflictError(key, job_id)
                 return self._seen(tx.job(job_id)), True
             self._check(tx, spec, owner)
-            job = lifecycle.create(tx, spec, owner, self.clock())
+            job = intake.create(tx, spec, owner, self.clock())
             audit.name_subject(job.id)
             if key is not None:
                 tx.insert_key(owner, key, job.id, digest)
@@ -223,7 +213,15 @@ class Queue(AttemptDesk):
                 hint = "it is being cancelled" if is_going else "only paused jobs can be resumed"
                 raise IllegalTransitionError(job_id, job.state, "resume", hint)
             moved = lifecycle.move(
-                tx, job, JobState.QUEUED, now=now, kind="resumed", who=who, reason=lifecycle.FRESH, not_before=None
+                tx,
+                job,
+                JobState.QUEUED,
+                now=now,
+                kind="resumed",
+                who=who,
+                reason=lifecycle.FRESH,
+                not_before=None,
+                start_by=None if job.start_by is None else intake.start_by(job.spec, now),
             )
             return self._seen(moved)
 
@@ -255,11 +253,11 @@ class Queue(AttemptDesk):
         Args:
             job_id: The job.
             who: Who asks.
-            from_start: Forget the checkpoint instead of resuming from it.
+            from_start: Forget the checkpoint, or a search's trials, instead of going on from there.
 
         Raises:
             UnknownJobError: no such job.
-            IllegalTransitionError: the job has not failed and was not cancelled.
+            IllegalTransitionError: the job has not failed and was not cancelled, or its checkpoint was deleted.
         """
         with self.store.write() as tx:
             job, now = tx.job(job_id), self.clock()
@@ -268,7 +266,12 @@ class Queue(AttemptDesk):
             if job.state not in (JobState.FAILED, JobState.CANCELLED):
                 hint = "only failed and cancelled jobs can be retried"
                 raise IllegalTransitionError(job_id, job.state, "retry", hint)
+            if not from_start and job.checkpoint is None and tx.retention.has_lost_latest(job_id):
+                hint = "retention has deleted its checkpoint, so it must start over: add --from-start"
+                raise IllegalTransitionError(job_id, job.state, "retry", hint)
             forgotten: Document = {"checkpoint": None, "progress": None} if from_start else {}
+            if from_start:
+                tx.trials.clear(job_id)
             moved = lifecycle.move(
                 tx,
                 job,
@@ -282,6 +285,7 @@ class Queue(AttemptDesk):
                 error=None,
                 finished_at=None,
                 not_before=None,
+                start_by=intake.start_by(job.spec, now),
                 reason=lifecycle.FRESH,
                 **forgotten,
             )
@@ -302,6 +306,8 @@ class Queue(AttemptDesk):
         """
         checked = check_rules(scope, name, rules)
         with self.store.write() as tx:
+            before = next((known for *whose, known in tx.policies() if whose == [scope, name]), {})
+            audit.name_subject(difference(before, checked))
             tx.set_policy(scope, name, checked)
         return {"scope": scope, "name": name, "rules": checked}
 

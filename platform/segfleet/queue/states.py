@@ -57,6 +57,7 @@ class FailureClass(StrEnum):
     CANCELLED = "cancelled"
     TIME_LIMIT = "time_limit"
     DEPENDENCY = "dependency"
+    START_DEADLINE = "start_deadline"
 
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {

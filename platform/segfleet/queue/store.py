@@ -14,11 +14,20 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from segfleet.access import audit
 from segfleet.access.rows import AccessRows
 from segfleet.errors import QueueUnavailableError, UnknownJobError
-from segfleet.queue.database import WRITE, leadership, migrate, open_engine
+from segfleet.promotion.rows import PromotionRows
+from segfleet.queue.database import WRITE, exclusive, migrate, open_engine
+from segfleet.queue.leader_rows import LeaderRows
+from segfleet.queue.line_rows import LineRows
+from segfleet.queue.metric_rows import MetricRows
 from segfleet.queue.model import Attempt, Dependency, Document, Event, Job
-from segfleet.queue.scheduling.values import Gang
-from segfleet.queue.states import HOLDING, AttemptState, JobState, StopFor
+from segfleet.queue.rows import attempt_of, event_of, job_of
+from segfleet.queue.states import HOLDING, JobState
 from segfleet.queue.tables import attempts, dependencies, events, idempotency, jobs, policies
+from segfleet.queue.trial_rows import TrialRows
+from segfleet.retention.rows import SCOPE as RETENTION
+from segfleet.retention.rows import RetentionRows
+from segfleet.telemetry import DATABASE_ERRORS
+from segfleet.webhooks.rows import WebhookRows
 
 
 class LostRaceError(QueueUnavailableError):
@@ -47,6 +56,13 @@ class Transaction:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.access = AccessRows(connection)
+        self.promotions = PromotionRows(connection)
+        self.line = LineRows(connection)
+        self.trials = TrialRows(connection)
+        self.leaders = LeaderRows(connection)
+        self.metrics = MetricRows(connection)
+        self.retention = RetentionRows(connection)
+        self.webhooks = WebhookRows(connection)
 
     def insert_job(self, values: Document) -> Job:
         """Add a job; `seq` is the database's."""
@@ -65,7 +81,7 @@ class Transaction:
         row = self._connection.execute(query).one_or_none()
         if row is None:
             raise UnknownJobError(job_id)
-        return _job(row)
+        return job_of(row)
 
     def list_jobs(self, state: JobState | None, project: str | None, limit: int) -> list[Job]:
         """The newest jobs first."""
@@ -74,19 +90,11 @@ class Transaction:
             query = query.where(jobs.c.state == state)
         if project is not None:
             query = query.where(jobs.c.project == project)
-        return [_job(row) for row in self._connection.execute(query)]
+        return [job_of(row) for row in self._connection.execute(query)]
 
     def known_jobs(self, job_ids: Collection[str]) -> set[str]:
         """Those of the ids that are jobs."""
         return set(self._connection.scalars(select(jobs.c.id).where(jobs.c.id.in_(job_ids))))
-
-    def queued_jobs(self) -> list[Row[Any]]:
-        """All queued jobs that are not being cancelled: what the scheduler asks of them, without their specs."""
-        c = jobs.c
-        columns = (c.id, c.seq, c.priority, c.project, c.owner, c.workers, c.max_workers, c.cpus, c.gpus, c.not_before)
-        waiting = (c.state == JobState.QUEUED) & c.cancel_requested.is_(False)
-        query = select(*columns, c.overtaken, c.budget_from, c.attempt, c.time_limit_s).where(waiting)
-        return list(self._connection.execute(query))
 
     def count_jobs(self) -> dict[JobState, int]:
         """Number of jobs in each state that has any."""
@@ -146,7 +154,8 @@ class Transaction:
 
     def policies(self) -> list[tuple[str, str, Document]]:
         """(scope, name, rules) of all that the operator has set."""
-        query = select(policies).order_by(policies.c.scope, policies.c.name)
+        scheduling = policies.c.scope != RETENTION
+        query = select(policies).where(scheduling).order_by(policies.c.scope, policies.c.name)
         return [(row.scope, row.name, row.rules) for row in self._connection.execute(query)]
 
     def set_policy(self, scope: str, name: str, rules: Document) -> None:
@@ -188,7 +197,7 @@ class Transaction:
     def attempt(self, attempt_id: str) -> Attempt | None:
         """Read an attempt."""
         row = self._connection.execute(select(attempts).where(attempts.c.id == attempt_id)).one_or_none()
-        return None if row is None else _attempt(row)
+        return None if row is None else attempt_of(row)
 
     def credentials(self, attempt_id: str) -> Credentials:
         """Digests of an existing attempt's secrets."""
@@ -214,7 +223,7 @@ class Transaction:
         """Jobs with an attempt that is alive, and jobs whose ended attempt Ray may not be done with."""
         unclosed = select(attempts.c.job_id).where(attempts.c.closed.is_(False))
         query = select(jobs).where(jobs.c.state.in_(HOLDING) | jobs.c.id.in_(unclosed))
-        return [_job(row) for row in self._connection.execute(query)]
+        return [job_of(row) for row in self._connection.execute(query)]
 
     def budget_attempts(self, job: Job) -> list[Attempt]:
         """The attempts since the job's budget began, oldest first."""
@@ -237,7 +246,7 @@ class Transaction:
     def events_of(self, job_id: str) -> list[Event]:
         """The history of a job, oldest first."""
         query = select(events).where(events.c.job_id == job_id).order_by(events.c.seq)
-        return [_event(row) for row in self._connection.execute(query)]
+        return [event_of(row) for row in self._connection.execute(query)]
 
     def find_key(self, owner: str, key: str) -> tuple[str, str] | None:
         """(job id, spec hash) that an idempotency key stands for."""
@@ -259,7 +268,7 @@ class Transaction:
             raise LostRaceError(key) from error
 
     def _attempts(self, query: Select[Any]) -> list[Attempt]:
-        return [_attempt(row) for row in self._connection.execute(query)]
+        return [attempt_of(row) for row in self._connection.execute(query)]
 
 
 class Store:
@@ -284,13 +293,14 @@ class Store:
         """Let go of all connections."""
         self._engine.dispose()
 
-    def leadership(self) -> AbstractContextManager[None]:
-        """Be the one service that dispatches from this database.
+    @property
+    def is_shared(self) -> bool:
+        """Whether other servers may use the database at the same time."""
+        return self._engine.dialect.name != "sqlite"
 
-        Raises:
-            QueueUnavailableError: on entering, if another process has that right.
-        """
-        return leadership(self._engine)
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Be the only server on an embedded database; see `database.exclusive`."""
+        return exclusive(self._engine)
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
@@ -325,26 +335,7 @@ class Store:
             with engine.begin() as connection:
                 yield Transaction(connection)
         except (DBAPIError, PoolTimeoutError) as error:
+            DATABASE_ERRORS.inc()
             reason = error.orig if isinstance(error, DBAPIError) else "all its connections are in use"
             message = f"the queue's database refuses: {reason}; nothing was stored, try again in a moment"
             raise QueueUnavailableError(message) from error
-
-
-def _job(row: Row[Any]) -> Job:
-    fields = dict(row._mapping)
-    most = fields.pop("max_workers")
-    gang = Gang(fields.pop("workers"), fields.pop("cpus"), fields.pop("gpus"), most)
-    stop_for = None if row.stop_for is None else StopFor(row.stop_for)
-    return Job(**{**fields, "state": JobState(row.state), "gang": gang, "stop_for": stop_for})
-
-
-def _attempt(row: Row[Any]) -> Attempt:
-    fields = {name: value for name, value in row._mapping.items() if not name.endswith("_hash")}
-    return Attempt(**{**fields, "state": AttemptState(row.state)})
-
-
-def _event(row: Row[Any]) -> Event:
-    states = {
-        name: None if row._mapping[name] is None else JobState(row._mapping[name]) for name in ("source", "target")
-    }
-    return Event(**{**row._mapping, **states})

@@ -36,6 +36,7 @@ jobs = Table(
     Column("priority", Integer, nullable=False),
     Column("workers", Integer, nullable=False),
     Column("max_workers", Integer, nullable=False),
+    Column("sizes", JSON(none_as_null=True)),
     Column("cpus", Integer, nullable=False),
     Column("gpus", Integer, nullable=False),
     Column("spec", JSON, nullable=False),
@@ -53,10 +54,14 @@ jobs = Table(
     Column("error", JSON(none_as_null=True)),
     Column("not_before", Float),
     Column("time_limit_s", Float),
+    Column("start_by", Float),
+    Column("lane", String(64)),
     Column("overtaken", Integer, nullable=False),
     Column("stop_for", String(16)),
     Column("version", Integer, nullable=False),
     Index("jobs_line", "state", "priority", "seq"),
+    Index("jobs_start_by", "start_by"),
+    Index("jobs_lane", "lane"),
 )
 
 attempts = Table(
@@ -121,12 +126,61 @@ dependencies = Table(
     Index("dependencies_open", "is_met"),
 )
 
+# What became of each choice of a search; rows are written by the search's attempt alone.
+trials = Table(
+    "trials",
+    metadata,
+    Column("job_id", String(32), ForeignKey("jobs.id"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("kind", String(16), nullable=False),
+    Column("params", JSON, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("why", Text, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("num_steps", Integer, nullable=False),
+    Column("reports", JSON, nullable=False),
+    Column("best_value", Float),
+    Column("best_step", Integer),
+    Column("parameters", BigInteger),
+    Column("images_per_s", Float),
+    Column("peak_memory_mib", Float),
+    Column("worker_seconds", Float, nullable=False),
+    Column("checkpoint", JSON(none_as_null=True)),
+    Column("mlflow_run", String(64)),
+    Column("attempt", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("finished_at", Float),
+    Column("updated_at", Float, nullable=False),
+)
+
 policies = Table(
     "policies",
     metadata,
     Column("scope", String(16), primary_key=True),
     Column("name", String(64), primary_key=True),
     Column("rules", JSON, nullable=False),
+)
+
+# One row: which of the servers on this database leads.
+leaders = Table(
+    "leaders",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("holder", String(128), nullable=False),
+    Column("beats", BigInteger, nullable=False),
+    Column("since", Float),
+    Column("renewed_at", Float),
+)
+
+# One row: the leader's board, for the others to show.
+boards = Table(
+    "boards",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("version", BigInteger, nullable=False),
+    Column("document", JSON, nullable=False),
 )
 
 users = Table(
@@ -169,4 +223,70 @@ audit = Table(
     Column("action", String(128), nullable=False),
     Column("subject", String(256), nullable=False),
     Column("outcome", String(16), nullable=False),
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("events", JSON, nullable=False),
+    Column("project", String(64)),
+    Column("owner", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+# The outbox: a row is written with the change that it tells of, and marked once the webhook has taken it.
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("id", String(32), nullable=False, unique=True),
+    Column("webhook_id", String(16), ForeignKey("webhooks.id"), nullable=False),
+    Column("event", String(32), nullable=False),
+    Column("document", JSON, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("due_at", Float, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("ended_at", Float),
+    Column("answer", Text, nullable=False),
+    Index("deliveries_line", "state", "webhook_id", "seq"),
+)
+
+# What a version must show to take over an alias.
+gates = Table(
+    "gates",
+    metadata,
+    Column("model", String(64), primary_key=True),
+    Column("alias", String(64), primary_key=True),
+    Column("rules", JSON, nullable=False),
+    Column("set_by", String(64), nullable=False),
+    Column("set_at", Float, nullable=False),
+)
+
+# `slot` names the alias while it is being moved: of two promotions only one can have it.
+promotions = Table(
+    "promotions",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("id", String(32), nullable=False, unique=True),
+    Column("model", String(64), nullable=False),
+    Column("alias", String(64), nullable=False),
+    Column("version", String(16), nullable=False),
+    Column("holder", String(16)),
+    Column("who", String(64), nullable=False),
+    Column("project", String(64), nullable=False),
+    Column("origin", String(64), unique=True),
+    Column("state", String(16), nullable=False),
+    Column("why", Text, nullable=False),
+    Column("gate", JSON(none_as_null=True)),
+    Column("evaluations", JSON, nullable=False),
+    Column("figures", JSON, nullable=False),
+    Column("slot", String(160), unique=True),
+    Column("mover", String(32)),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    Index("promotions_model", "model", "seq"),
+    Index("promotions_state", "state"),
 )

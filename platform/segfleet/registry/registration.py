@@ -16,7 +16,6 @@ class Registration:
 
     Attributes:
         name: Registered model.
-        alias: Moved to the version; None moves none.
         run_id: MLflow run that logged the model.
         model_uri: `models:/m-...`, a logged model of that run.
         identity: Tags by which the version is found again, see `of_job` and `of_content`; `name` has at most one
@@ -26,7 +25,6 @@ class Registration:
     """
 
     name: str
-    alias: str | None
     run_id: str
     model_uri: str
     identity: Mapping[str, str]

@@ -1,4 +1,5 @@
-"""Versions and aliases in MLflow's registry. Only this module writes them, for unfenced attempts and for imports.
+"""Versions and aliases in MLflow's registry. Only this module writes them, for unfenced attempts and for imports;
+aliases are moved by promotions (`segfleet.promotion`) alone.
 
 A job has at most one version of a model, however often its attempts ask: the version carries the job's id as a tag
 from the moment it exists, and whoever asks again gets the one that is there. When a person has retried the job, that is
@@ -8,10 +9,11 @@ a new generation, with a version of its own. An imported model has one version f
 from __future__ import annotations
 
 import re
+import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import httpx
@@ -21,12 +23,15 @@ from mlflow.exceptions import MlflowException
 
 from segfleet.errors import ModelError, ModelRefusedError, ServiceError
 from segfleet.registry.registration import CONTENT_TAG, GENERATION_TAG, JOB_TAG, Registration
+from segfleet.registry.runs import RunRemoval
 
 _IDENTITY_TAGS = frozenset({JOB_TAG, GENERATION_TAG, CONTENT_TAG})
 _LOGGED_MODEL = re.compile(r"models:/(?P<id>m-[0-9a-f]{32})")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
+# Of which the pictures are fetched.
+_MOST_EVALUATIONS = 8
 _ABSENT = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"})
 
 
@@ -42,6 +47,7 @@ class Registry:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self._runs = RunRemoval(self._client, uri)
         # Search, then create: two askers at once must not both find nothing.
         self._registering = threading.Lock()
 
@@ -102,21 +108,85 @@ class Registry:
             raise ModelError(f"model version {name}/{number} has no MLmodel file; were its artifacts deleted?")
         return found
 
-    def register(self, wanted: Registration) -> dict[str, str | None]:
-        """Make the version if it is not there yet, and move the alias to it.
+    def fetch_pictures(self, version: dict[str, Any], folder: Path) -> None:
+        """Copy what the run of a version shows of it: its sheet of predictions, and confusion matrices.
+
+        Args:
+            version: As `version` describes it.
+            folder: To make.
+        """
+        run_id, best = version["run_id"], version["tags"].get("segfleet.step", "")
+        if not run_id:
+            return
+        with self._answering(f"run {run_id}"):
+            try:
+                found = [item.path for item in self._client.list_artifacts(run_id)]
+                sheets = sorted(item.path for item in self._client.list_artifacts(run_id, "predictions"))
+                evaluations = [item.path for item in self._client.list_artifacts(run_id, "evaluation")]
+            except MlflowException as error:
+                if error.error_code in _ABSENT:
+                    return  # The run is deleted; the version is not.
+                raise
+            named = f"predictions/step-{best.zfill(8)}.png"
+            wanted = {path: PurePosixPath(path).name for path in found if path == "confusion.json"}
+            if sheets:
+                wanted[named if named in sheets else sheets[-1]] = "predictions.png"
+            for path in evaluations[-_MOST_EVALUATIONS:]:
+                files = {item.path for item in self._client.list_artifacts(run_id, path)}
+                for name in ("confusion.png", "worst.png"):
+                    if f"{path}/{name}" in files:
+                        wanted[f"{path}/{name}"] = f"{PurePosixPath(path).name}-{name}"
+            folder.mkdir()
+            for path, name in wanted.items():
+                fetched = mlflow.artifacts.download_artifacts(
+                    run_id=run_id, artifact_path=path, dst_path=str(folder / ".fetched"), tracking_uri=self.uri
+                )
+                Path(fetched).rename(folder / name)
+        shutil.rmtree(folder / ".fetched", ignore_errors=True)
+
+    def register(self, wanted: Registration) -> str:
+        """Make the version if it is not there yet.
 
         Returns:
-            {"name", "version", "alias"}.
+            Its number.
 
         Raises:
             ModelRefusedError: the model was not logged by that run, or a tag uses a reserved prefix.
         """
         tags = _version_tags(wanted)
         with self._registering, self._answering(wanted.model_uri):
-            number = self._existing(wanted) or self._create(wanted, tags)
-            if wanted.alias is not None:
-                self._client.set_registered_model_alias(wanted.name, wanted.alias, number)
-        return {"name": wanted.name, "version": number, "alias": wanted.alias}
+            return self._existing(wanted) or self._create(wanted, tags)
+
+    def holder(self, name: str, alias: str) -> str | None:
+        """The version that an alias points to; None: the model has no such alias.
+
+        Raises:
+            ModelError: no such model.
+        """
+        _check(_NAME, name, name)
+        _check(_ALIAS, alias, f"{name}@{alias}")
+        with self._answering(name):
+            found = self._client.get_registered_model(name).aliases.get(alias)
+        return None if found is None else str(found)
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        """Let an alias point to a version; only promotions do that.
+
+        Raises:
+            ModelError: no such model or version.
+        """
+        with self._answering(f"{name}/{version}"):
+            self._client.set_registered_model_alias(name, alias, version)
+
+    def delete_version(self, name: str, version: str) -> None:
+        """Take a version out of the registry; the run that made it and its files stay.
+
+        Raises:
+            ModelError: no such model or version.
+        """
+        number = self._resolve(name, version).version
+        with self._answering(f"{name}/{version}"):
+            self._client.delete_model_version(name, number)
 
     def add_metrics(self, name: str, version: str, metrics: Mapping[str, float | None]) -> None:
         """Write figures to a version that is there; one of the same name is replaced, null ones are left out.
@@ -128,6 +198,28 @@ class Registry:
         with self._answering(f"{name}/{version}"):
             for tag, text in _metric_tags(metrics).items():
                 self._client.set_model_version_tag(name, number, tag, text)
+
+    def versions_by_job(self) -> dict[str, list[str]]:
+        """NAME/VERSION of all versions, by the job that made them."""
+        found: dict[str, list[str]] = {}
+        with self._answering("versions"):
+            for version in _pages(self._client.search_model_versions):
+                if job_id := version.tags.get(JOB_TAG):
+                    found.setdefault(job_id, []).append(f"{version.name}/{version.version}")
+        return found
+
+    def runs_by_job(self) -> dict[str, list[str]]:
+        """Ids of the runs of each job; those of trials belong to their search."""
+        with self._answering("runs"):
+            return self._runs.by_job()
+
+    def remove_run(self, run_id: str) -> bool:
+        """Delete a run and its files; False: a registered version comes from it, or it is gone."""
+        try:
+            with self._answering(run_id):
+                return self._runs.remove(run_id)
+        except ModelError:
+            return False
 
     def _existing(self, wanted: Registration) -> str | None:
         tags = " and ".join(f"tags.`{tag}` = '{text}'" for tag, text in wanted.identity.items())

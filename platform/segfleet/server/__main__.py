@@ -1,7 +1,8 @@
 """The service's process: `python -m segfleet.server`.
 
 It holds the queue's dispatcher in a thread and the HTTP routes on the loopback interface. It may be killed at any
-moment: everything it knows is in the database, and jobs on the cluster go on without it.
+moment: everything it knows is in the database, and jobs on the cluster go on without it. Several may share one
+PostgreSQL database; one of them leads and dispatches.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -24,20 +25,25 @@ import uvicorn
 from segfleet.access.tokens import HOME_PREFIX
 from segfleet.cluster.launcher import Launcher
 from segfleet.errors import SegfleetError, SettingsError
+from segfleet.mlflow_login import PASSWORD
+from segfleet.promotion.worker import promoting
 from segfleet.queue.clock import steady_clock
-from segfleet.queue.dispatcher import Dispatcher
+from segfleet.queue.leadership import Office
 from segfleet.queue.service import Queue
 from segfleet.queue.store import Store
 from segfleet.registry.registry import Registry
 from segfleet.server.api import create_app
+from segfleet.server.connections import ImpatientProtocol
+from segfleet.server.leading import Leading
 from segfleet.server.log import configure
 from segfleet.server.public import opened
 from segfleet.server.services import Services
 from segfleet.settings import Home, Settings, ensure_token, read_token
+from segfleet.webhooks.courier import Courier, delivering
+from segfleet.webhooks.post import Post
 
 HOST = "127.0.0.1"
 _DRAIN_S = 4
-_JOIN_S = 2.0
 _EXIT_S = 8.0
 _MAX_CONNECTIONS = 500
 _UVICORN: dict[str, Any] = {
@@ -45,6 +51,7 @@ _UVICORN: dict[str, Any] = {
     "access_log": False,
     "server_header": False,
     "ws": "none",
+    "http": ImpatientProtocol,
     "limit_concurrency": _MAX_CONNECTIONS,
     "timeout_graceful_shutdown": _DRAIN_S,
 }
@@ -72,16 +79,18 @@ def main() -> int:
 def _serve(settings: Settings, listener: socket.socket) -> int:
     token = ensure_token(settings.home.token, HOME_PREFIX)
     ray_token = read_token(settings.home.ray_token) if settings.home.ray_token.exists() else None
-    configure([token, ray_token or ""])
+    configure([token, ray_token or "", settings.mlflow_login.get(PASSWORD, "")])
     with (
         closing(Store(settings.database_url)) as store,
-        # Services on other homes may share the database; the home's own lock does not keep them apart.
-        store.leadership(),
+        # Services on other homes may use the same file; the home's own lock does not keep them apart.
+        store.exclusive(),
         closing(Launcher(settings.ray_address, ray_token)) as launcher,
     ):
         queue = Queue(store, steady_clock(), settings.home.storage)
-        dispatching = _Dispatching(Dispatcher(queue, launcher, settings))
-        services = Services(settings, queue, Registry(settings.mlflow_uri), dispatching.is_alive)
+        office = Office(store, queue.clock, settings.server, settings.leader_lease_s)
+        leading = Leading(queue, office, launcher, settings)
+        services = Services(settings, queue, Registry(settings.mlflow_uri), leading.is_alive, office)
+        courier = Courier(store, office, queue.clock, services.webhooks.secret_of, Post(settings.webhook_hosts))
         door = settings.door
         app = create_app(services, token, door.names if door else ())
         # Otherwise whoever is on this machine could write any address into log and audit.
@@ -90,16 +99,16 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         def end(*_: object) -> None:
             server.should_exit = True
 
-        dispatching.on_death = end
+        leading.on_death = end
         # uvicorn repeats the signal that ended it, once it is done, for whoever handled it before.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, end)
-        with opened(app, door, **_UVICORN):
-            dispatching.start()
+        with opened(app, door, **_UVICORN), promoting(services.promotions), delivering(courier):
+            leading.start()
             _log.info("listening on %s:%d, process %d", HOST, settings.port, os.getpid())
             server.run(sockets=[listener])
-        died = not dispatching.is_alive()
-        dispatching.stop()
+        died = not leading.is_alive()
+        leading.stop()
         _log.info("stopped; jobs on the cluster go on")
         return 1 if died else 0
 
@@ -113,34 +122,6 @@ class _Server(uvicorn.Server):
         last_resort = threading.Timer(_EXIT_S, os._exit, (0,))
         last_resort.daemon = True
         last_resort.start()
-
-
-class _Dispatching:
-    """The dispatcher's thread. If it dies the process ends too: a service that only answers would starve the queue."""
-
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        self._dispatcher = dispatcher
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
-        self.on_death: Callable[[], None] = lambda: None
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Let the current turn end, but not for ever: the database survives being cut off."""
-        self._stop.set()
-        self._thread.join(_JOIN_S)
-
-    def is_alive(self) -> bool:
-        return self._thread.is_alive()
-
-    def _run(self) -> None:
-        try:
-            self._dispatcher.run(self._stop)
-        except Exception:
-            _log.exception("the dispatcher died; the service ends so that it can be started afresh")
-            self.on_death()
 
 
 @contextmanager

@@ -9,7 +9,19 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI
 
 from segfleet.access.desk import Access
-from segfleet.server import access_routes, attempt_routes, job_routes, model_routes, policy_routes, problems
+from segfleet.server import (
+    access_routes,
+    attempt_routes,
+    job_routes,
+    metrics,
+    model_routes,
+    policy_routes,
+    problems,
+    promotion_routes,
+    retention_routes,
+    trial_routes,
+    webhook_routes,
+)
 from segfleet.server.guard import Guard
 from segfleet.server.rights import authorize
 from segfleet.server.services import Services, ServicesArg
@@ -40,10 +52,22 @@ def create_app(services: Services, token: str, names: Collection[str] = ()) -> F
     )
     access = Access(services.queue.store, services.queue.clock, token)
     app.state.services, app.state.access = services, access
-    for routes in (job_routes, attempt_routes, model_routes, policy_routes, access_routes):
+    # What lies below a model's name comes before its versions, whose reference would match it too.
+    models = (promotion_routes, model_routes)
+    for routes in (
+        job_routes,
+        attempt_routes,
+        trial_routes,
+        *models,
+        policy_routes,
+        access_routes,
+        webhook_routes,
+        retention_routes,
+    ):
         app.include_router(routes.router, prefix=API)
     app.include_router(_status, prefix=API)
     app.add_api_route("/healthz", _healthz)
+    app.include_router(metrics.router)
     app.add_middleware(Guard, access=access, names=names)
     problems.install(app)
     return app
@@ -57,8 +81,8 @@ def _healthz() -> dict[str, str]:
 @_status.get("/status")
 def status(services: ServicesArg) -> dict[str, Any]:
     """The queue in numbers, and whether the parts of the service answer."""
-    board = services.queue.board
-    nodes = board.nodes
+    board, office = services.queue.board, services.office
+    nodes, leader = board.nodes, office.leader()
     totals = None
     if nodes is not None:
         cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
@@ -67,6 +91,8 @@ def status(services: ServicesArg) -> dict[str, Any]:
         "version": version("segfleet"),
         "jobs": {str(state): count for state, count in services.queue.counts().items()},
         "dispatcher": {"ok": services.is_dispatching()},
+        "server": {"name": office.holder, "role": "follower" if office.term is None else "leader"},
+        "leader": {"name": leader.holder, "epoch": leader.epoch, "since": leader.since},
         "ray": {
             "ok": nodes is not None,
             "url": services.settings.ray_address,

@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from segfleet.errors import AttemptFencedError, ModelRefusedError, UnauthorizedError
 from segfleet.queue.model import ATTEMPT_ID
 from segfleet.registry.registration import Registration, of_job
+from segfleet.server.model_schemas import EvaluatedBody, RegisterBody, VersionAnswer
 from segfleet.server.schemas import (
     CheckpointAnswer,
     CheckpointBody,
@@ -15,12 +16,9 @@ from segfleet.server.schemas import (
     CompleteBody,
     DoneAnswer,
     EmptyBody,
-    EvaluatedBody,
     FailBody,
     GrantAnswer,
     HeartbeatBody,
-    RegisterBody,
-    VersionAnswer,
 )
 from segfleet.server.services import CallerArg, ServicesArg
 from segfleet.spec.reference import split_reference
@@ -36,7 +34,8 @@ def claim(attempt_id: str, body: ClaimBody, services: ServicesArg) -> GrantAnswe
     if not ATTEMPT_ID.fullmatch(attempt_id):
         raise AttemptFencedError(attempt_id, "there is no such attempt")
     grant = services.queue.claim(attempt_id, body.code, body.instance)
-    return GrantAnswer(**{name: getattr(grant, name) for name in GrantAnswer.model_fields})
+    fields = {name: getattr(grant, name) for name in GrantAnswer.model_fields if name != "mlflow"}
+    return GrantAnswer(**fields, mlflow=dict(services.settings.mlflow_login))
 
 
 @router.post("/heartbeat")
@@ -82,15 +81,15 @@ def yield_(caller: CallerArg, _body: EmptyBody, services: ServicesArg) -> DoneAn
 
 @router.post("/register")
 def register(caller: CallerArg, body: RegisterBody, services: ServicesArg) -> VersionAnswer:
-    """Make the job's version in the model registry, once between two retries, and move the spec's alias to it."""
+    """Make the job's version in the model registry, once between two retries, and promote it to the spec's alias."""
     job = services.queue.authorize(caller.attempt_id, caller.token)
     target = job.spec.get("register")
     if target is None:
         raise ModelRefusedError(f"the spec of job {job.id} has no 'register' section")
-    made = services.registry.register(
+    name = target["model"]
+    version = services.registry.register(
         Registration(
-            name=target["model"],
-            alias=target["alias"],
+            name=name,
             run_id=body.run_id,
             model_uri=body.model_uri,
             identity=of_job(job.id, job.budget_from),
@@ -98,7 +97,12 @@ def register(caller: CallerArg, body: RegisterBody, services: ServicesArg) -> Ve
             tags=body.tags,
         )
     )
-    return VersionAnswer.model_validate(made)
+    # Again: while the version was being made, the job may have been given to another attempt.
+    services.queue.authorize(caller.attempt_id, caller.token)
+    origin = f"{job.id}/{job.budget_from}"
+    return VersionAnswer.of(
+        services.promotions.ask(name, target["alias"], version, who=job.owner, project=job.project, origin=origin)
+    )
 
 
 @router.post("/evaluated")

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import nullcontext
 from http import HTTPStatus
@@ -23,9 +25,12 @@ from segfleet.access import audit
 from segfleet.access.desk import Access
 from segfleet.access.roles import Identity
 from segfleet.errors import QueueUnavailableError, UnauthorizedError
+from segfleet.log_context import about
+from segfleet.queue.model import ATTEMPT_ID, JOB_ID
 from segfleet.server.limits import FAILURES, REQUESTS, Buckets, Rate
 from segfleet.server.problems import answer, refusal
-from segfleet.wire import API
+from segfleet.telemetry import count_request
+from segfleet.wire import API, REQUEST_ID
 
 MAX_BODY_BYTES = 1 << 20
 BODY_TIMEOUT_S = 30.0
@@ -37,6 +42,7 @@ ATTEMPTS = f"{API}/attempts/"
 _UNRECORDED = frozenset({f"{API}/check"})
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Whoever has no token can still choose the path.
 _LOGGED_PATH_CHARS = 200
 _log = logging.getLogger(__name__)
@@ -78,8 +84,17 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        sender = _Sender(scope, send)
         headers = Headers(scope=scope)
+        request_id, began = _request_id(headers), time.monotonic()
+        sender = _Sender(scope, send, request_id)
+        try:
+            with about(request_id=request_id, **_subject(scope["path"])):
+                await self._admit(scope, headers, receive, sender)
+        finally:
+            route = getattr(scope.get("route"), "path", "").removeprefix(API)
+            count_request(scope["method"], route, sender.status, time.monotonic() - began)
+
+    async def _admit(self, scope: Scope, headers: Headers, receive: Receive, sender: _Sender) -> None:
         refused = self._refusal_of_host(headers)
         # Attempts prove themselves to their routes.
         if refused is None and scope["path"] not in OPEN_PATHS and not scope["path"].startswith(ATTEMPTS):
@@ -95,7 +110,9 @@ class Guard:
         if refused is not None:
             await refused(scope, receive, sender)
             return
-        await self._run(scope, receive, sender)
+        identity: Identity | None = scope.get("state", {}).get("identity")
+        with nullcontext() if identity is None else about(who=identity.user):
+            await self._run(scope, receive, sender)
 
     def _refusal_of_host(self, headers: Headers) -> Response | None:
         if not self._is_ours(headers.get("host", "")):
@@ -170,8 +187,8 @@ class _BodyTooLargeError(Exception):
 class _Sender:
     """Passes an answer on, adds the headers that all have, and logs refusals."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
-        self._scope, self._send = scope, send
+    def __init__(self, scope: Scope, send: Send, request_id: str) -> None:
+        self._scope, self._send, self._request_id = scope, send, request_id
         # 0 until the answer begins.
         self.status = 0
 
@@ -179,6 +196,7 @@ class _Sender:
         if message["type"] == "http.response.start":
             self.status = int(message["status"])
             headers = MutableHeaders(scope=message)
+            headers[REQUEST_ID] = self._request_id
             headers["X-Content-Type-Options"] = "nosniff"
             headers["Cache-Control"] = "no-store"
             # Who asks too often shall not fill the disk by it.
@@ -198,6 +216,23 @@ def _refusal_of_type(headers: Headers) -> Response | None:
 
 def _too_many() -> Response:
     return refusal(HTTPStatus.TOO_MANY_REQUESTS, "too_many", "too many requests; wait a little")
+
+
+def _request_id(headers: Headers) -> str:
+    """The caller's own name for the request if it can be one, so that both logs can be laid side by side."""
+    given = headers.get(REQUEST_ID, "")
+    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+
+def _subject(path: str) -> dict[str, str]:
+    """The job that a request is about, and the attempt, for the log."""
+    kind, _, rest = path.removeprefix(f"{API}/").partition("/")
+    name = rest.partition("/")[0]
+    if kind == "jobs" and JOB_ID.fullmatch(name):
+        return {"job": name}
+    if kind == "attempts" and ATTEMPT_ID.fullmatch(name):
+        return {"job": name.rpartition("-")[0], "attempt": name}
+    return {}
 
 
 def _address(scope: Scope) -> str:

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segfleet.errors import ModelError, Problem, ServiceError, SpecError
-from segfleet.spec.kinds import EvaluateSpec, JobSpec, PrepareSpec, TrainSpec
+from segfleet.spec.kinds import EvaluateSpec, JobSpec, PrepareSpec, SearchSpec, TrainSpec
 from segfleet.spec.location import split_location
 from segfleet.spec.reference import split_reference
+from segfleet.spec.resolve import to_document
+from segfleet.spec.search import values_of
+from segfleet.spec.training import TrainingBody
 
 if TYPE_CHECKING:
     from segfleet.registry.registry import Registry
@@ -32,7 +35,9 @@ def require_inputs(spec: JobSpec) -> None:
     """
     match spec:
         case TrainSpec():
-            problems = _training_problems(spec)
+            problems = _training_problems(spec, bool(spec.queue.after))
+        case SearchSpec():
+            problems = _search_problems(spec)
         case EvaluateSpec():
             problems = [] if spec.queue.after else _dataset_problems("data.shards", spec.data.shards)
         case PrepareSpec():
@@ -59,15 +64,30 @@ def require_model(spec: JobSpec, registry: Registry) -> None:
         return
 
 
-def _training_problems(spec: TrainSpec) -> list[Problem]:
+def _training_problems(spec: TrainingBody, follows: bool) -> list[Problem]:
     datasets = {"data.shards": spec.data.shards}
     datasets |= {f"data.mix.{place}.shards": other.shards for place, other in enumerate(spec.data.mix)}
     # What a job follows may still have to make its data.
-    looked_at = {} if spec.queue.after else datasets
+    looked_at = {} if follows else datasets
     problems = [problem for field, location in looked_at.items() for problem in _dataset_problems(field, location)]
-    weights = spec.model.pretrained
+    return problems + _weights_problems("model.pretrained", spec.model.pretrained)
+
+
+def _weights_problems(field: str, weights: object) -> list[Problem]:
     if isinstance(weights, str) and not _path(weights).is_file():
-        problems.append(Problem("model.pretrained", f"no file {weights!r}", "true takes timm's weights, false none"))
+        return [Problem(field, f"no file {weights!r}", "true takes timm's weights, false none")]
+    return []
+
+
+def _search_problems(spec: SearchSpec) -> list[Problem]:
+    """Of the base, and of all that the space and the final training put in its place."""
+    follows, document = bool(spec.queue.after), to_document(spec)
+    of_base = _training_problems(spec.base, follows)
+    problems = [Problem(f"base.{item.path}", item.message, item.hint) for item in of_base]
+    for place, value in values_of(document, "data.shards"):
+        problems += [] if follows else _dataset_problems(place, str(value))
+    for place, value in values_of(document, "model.pretrained"):
+        problems += _weights_problems(place, value)
     return problems
 
 

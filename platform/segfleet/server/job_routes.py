@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -154,7 +153,7 @@ def _resolved(body: SpecBody, services: Services, caller: Identity) -> tuple[dic
         raise SpecError(problems)
     document, forced = services.queue.force(body.spec)
     spec = resolve_spec(document)
-    _require_allowed(caller, spec.queue, forced)
+    _require_allowed(caller, spec.queue, services)
     require_inputs(spec)
     require_model(spec, services.registry)
     return to_document(spec), forced
@@ -169,9 +168,10 @@ def _require_member(caller: Identity, project: str) -> None:
         )
 
 
-def _require_allowed(caller: Identity, wanted: QueueSpec, forced: Sequence[str]) -> None:
+def _require_allowed(caller: Identity, wanted: QueueSpec, services: Services) -> None:
     _require_member(caller, wanted.project)
     usual: int = QueueSpec.model_fields["priority"].default
-    is_own_wish = "queue.priority" not in forced
-    if wanted.priority > usual and is_own_wish and not caller.role.covers(Role.OPERATOR):
+    if wanted.priority <= usual or caller.role.covers(Role.OPERATOR):
+        return
+    if not services.queue.is_forced(wanted.project, "queue.priority"):
         raise AccessError(f"queue.priority {wanted.priority} is above {usual}: an operator can give it to the job")

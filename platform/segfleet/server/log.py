@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
+from segfleet import log_context
 from segfleet.access.tokens import ANY_TOKEN
 
 _BEARER = re.compile(r"(?i)(bearer\s+)[^\s\"',]+")
@@ -27,12 +28,13 @@ class JsonFormatter(logging.Formatter):
         self._secrets = tuple(secret for secret in secrets if secret)
 
     def format(self, record: logging.LogRecord) -> str:
-        """One JSON object: at, level, logger, message and, for a failure, its traceback."""
+        """One JSON object: time, level, logger, message, what it is about, and for a failure its traceback."""
         entry = {
-            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": self._clean(record.getMessage()),
+            **{name: self._clean(text) for name, text in log_context.fields().items()},
         }
         if record.exc_info:
             entry["traceback"] = self._clean(self.formatException(record.exc_info))

@@ -11,8 +11,11 @@ from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
 from segfleet.archive import pack
+from segfleet.registry.card import PICTURES, write_card
 from segfleet.registry.registration import Registration, of_content
-from segfleet.server.schemas import VersionAnswer, VersionBody
+from segfleet.server.model_schemas import VersionAnswer, VersionBody
+from segfleet.server.promotion_routes import project_of
+from segfleet.server.rights import IdentityArg
 from segfleet.server.services import ServicesArg
 from segfleet.spec.sections import Name
 from segfleet.wire import DIGEST
@@ -33,12 +36,12 @@ def show_model(name: str, services: ServicesArg) -> dict[str, Any]:
 
 
 @router.post("/{name}/versions")
-def add_version(name: Name, body: VersionBody, services: ServicesArg) -> VersionAnswer:
-    """Make a version of a logged model, once for each content, and move the alias to it if one is given."""
-    made = services.registry.register(
+def add_version(name: Name, body: VersionBody, services: ServicesArg, caller: IdentityArg) -> VersionAnswer:
+    """Make a version of a logged model, once for each content; if an alias is given, promote the version to it."""
+    project = None if body.alias is None else project_of(caller, None)
+    version = services.registry.register(
         Registration(
             name=name,
-            alias=body.alias,
             run_id=body.run_id,
             model_uri=body.model_uri,
             identity=of_content(body.content_digest),
@@ -46,7 +49,9 @@ def add_version(name: Name, body: VersionBody, services: ServicesArg) -> Version
             tags=body.tags,
         )
     )
-    return VersionAnswer.model_validate(made)
+    if project is None or body.alias is None:
+        return VersionAnswer(name=name, version=version, alias=None, promotion=None)
+    return VersionAnswer.of(services.promotions.ask(name, body.alias, version, who=caller.user, project=project))
 
 
 @router.get("/{name}/{ref}")
@@ -57,12 +62,15 @@ def show_version(name: str, ref: str, services: ServicesArg) -> dict[str, Any]:
 
 @router.get("/{name}/{ref}/archive", response_class=FileResponse)
 def archive(name: str, ref: str, services: ServicesArg) -> FileResponse:
-    """The files of a version as an uncompressed tar; Repr-Digest holds its SHA-256."""
+    """The files of a version with its model card, as an uncompressed tar; Repr-Digest holds its SHA-256."""
     work = tempfile.TemporaryDirectory(prefix="segfleet-archive-")
     try:
         fetched, tar = Path(work.name) / "fetched", Path(work.name) / "archive.tar"
         fetched.mkdir()
-        files = services.registry.fetch(name, ref, fetched)
+        version = services.registry.version(name, ref)
+        files = services.registry.fetch(name, version["version"], fetched)
+        services.registry.fetch_pictures(version, files / PICTURES)
+        write_card(files, version)
         with tar.open("wb") as out:
             digest = pack(files, out)
     except BaseException:

@@ -29,7 +29,10 @@ from segfleet.errors import (
     UnauthorizedError,
     UnknownJobError,
     UnknownTokenError,
+    UnknownWebhookError,
+    WebhookError,
 )
+from segfleet.log_context import fields
 from segfleet.wire import PROBLEM_JSON, error_document
 
 # The first row that fits counts, so a class stands before its base.
@@ -48,6 +51,8 @@ _STATUSES: tuple[tuple[type[SegfleetError], HTTPStatus], ...] = (
     (UnauthorizedError, HTTPStatus.UNAUTHORIZED),
     (UnknownTokenError, HTTPStatus.NOT_FOUND),
     (AccessError, HTTPStatus.FORBIDDEN),
+    (UnknownWebhookError, HTTPStatus.NOT_FOUND),
+    (WebhookError, HTTPStatus.UNPROCESSABLE_ENTITY),
     (LaunchError, HTTPStatus.SERVICE_UNAVAILABLE),
     (ServiceError, HTTPStatus.SERVICE_UNAVAILABLE),
     (SegfleetError, HTTPStatus.INTERNAL_SERVER_ERROR),
@@ -62,6 +67,7 @@ class ProblemAnswer(BaseModel):
     title: str
     code: str
     message: str
+    request_id: str = ""
 
 
 # Statuses of refusals that any request may meet, for the OpenAPI document.
@@ -88,6 +94,8 @@ def problem(status: HTTPStatus, document: dict[str, Any]) -> JSONResponse:
     if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
         headers["Retry-After"] = _RETRY_AFTER_S
     body = {"status": status.value, "title": status.phrase, **document}
+    if request_id := fields().get("request_id"):
+        body["request_id"] = request_id
     return JSONResponse(body, status, headers, media_type=PROBLEM_JSON)
 
 

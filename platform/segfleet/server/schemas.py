@@ -10,7 +10,6 @@ from segfleet.queue.desk import Command
 from segfleet.queue.model import Attempt, Event, Job
 from segfleet.queue.scheduling.values import Gang
 from segfleet.queue.states import FailureClass
-from segfleet.spec.sections import Alias
 
 MAX_DEPTH = 32
 
@@ -127,14 +126,19 @@ class CompleteBody(Body):
     result: PlainData
 
 
+_OF_THE_SERVICE = frozenset(
+    {FailureClass.RESTART, FailureClass.TIME_LIMIT, FailureClass.DEPENDENCY, FailureClass.START_DEADLINE}
+)
+
+
 def _own_to_tell(failure: FailureClass) -> FailureClass:
-    if failure in (FailureClass.RESTART, FailureClass.TIME_LIMIT, FailureClass.DEPENDENCY):
+    if failure in _OF_THE_SERVICE:
         raise ValueError("only the service can tell that")
     return failure
 
 
 class Failure(Body):
-    """Why an attempt failed; what only the service can know (restart, time_limit, dependency) is refused."""
+    """Why an attempt failed; what only the service can know (restart, or a limit of the queue) is refused."""
 
     class_: Annotated[FailureClass, AfterValidator(_own_to_tell)] = Field(alias="class", strict=False)
     message: Text
@@ -144,33 +148,6 @@ class FailBody(Body):
     """The bad end of an attempt."""
 
     failure: Failure
-
-
-class RegisterBody(Body):
-    """A logged model that shall become the job's version in the registry."""
-
-    run_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-    model_uri: Annotated[str, Field(max_length=300)]
-    metrics: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_./ -]{1,100}$")], float | None]
-    tags: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_./ -]{1,100}$")], Text]
-
-
-class EvaluatedBody(Body):
-    """What a model version has reached on a dataset; every name says on which, and how it was measured."""
-
-    version: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
-    metrics: Annotated[
-        dict[Annotated[str, Field(pattern=r"^eval/[A-Za-z0-9_./ -]{1,200}$")], float | None], Field(max_length=100)
-    ]
-
-
-class VersionBody(RegisterBody):
-    """A logged model that was brought along and shall become a version."""
-
-    content_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(
-        description="SHA-256 of weights and configuration; the same content is the same version"
-    )
-    alias: Alias | None = Field(None, description="moved to the version; null: none")
 
 
 class JobAnswer(BaseModel):
@@ -186,7 +163,8 @@ class JobAnswer(BaseModel):
     place: int | None = Field(description="in the line, from 1, while queued")
     priority: int
     starts_at: float | None = Field(description="estimated start while queued; null: nobody can tell")
-    needs: dict[str, int] = Field(description="workers, CPUs and GPUs of one attempt")
+    start_by: float | None = Field(description="fails if it has not started by then; null: no deadline, or started")
+    needs: dict[str, int] = Field(description="workers, CPUs and GPUs of one attempt; elastic: at least")
     created_at: float
     updated_at: float
     started_at: float | None
@@ -206,8 +184,9 @@ class JobAnswer(BaseModel):
 
 
 def needs_of(gang: Gang) -> dict[str, int]:
-    """What a gang occupies with its fewest workers, in all."""
-    return {"workers": gang.workers, "cpus": gang.workers * gang.cpus, "gpus": gang.workers * gang.gpus}
+    """What a gang occupies with its fewest workers, in all; for an elastic one also the most workers."""
+    most = {"max_workers": gang.max_workers} if gang.max_workers > gang.workers else {}
+    return {"workers": gang.workers, "cpus": gang.workers * gang.cpus, "gpus": gang.workers * gang.gpus, **most}
 
 
 class AttemptAnswer(BaseModel):
@@ -220,6 +199,7 @@ class AttemptAnswer(BaseModel):
     claimed_at: float | None
     heartbeat_at: float | None
     finished_at: float | None
+    workers: int
     failure: dict[str, Any] | None
 
     @classmethod
@@ -305,6 +285,9 @@ class GrantAnswer(BaseModel):
     spec: dict[str, Any]
     checkpoint: dict[str, Any] | None
     storage: str
+    workers: int
+    earlier: dict[str, Any] | None
+    mlflow: dict[str, str] = Field(description="variables that let the attempt in at the MLflow server")
 
 
 class CommandAnswer(BaseModel):
@@ -323,11 +306,3 @@ class DoneAnswer(BaseModel):
     """It is done."""
 
     ok: Literal[True] = True
-
-
-class VersionAnswer(BaseModel):
-    """Where a model is in the registry."""
-
-    name: str
-    version: str
-    alias: str | None

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Path, Request
 
 from segfleet.errors import UnauthorizedError, UnknownJobError
+from segfleet.promotion.desk import Promotions
+from segfleet.queue.leadership import Office
 from segfleet.queue.model import ATTEMPT_ID, JOB_ID
 from segfleet.queue.service import Queue
+from segfleet.retention.desk import Retention
 from segfleet.server.guard import bearer_of
 from segfleet.settings import Settings
+from segfleet.webhooks.desk import Webhooks
 
 if TYPE_CHECKING:
     # Importing MLflow takes a second; only the process that makes a registry pays for it.
@@ -27,13 +31,29 @@ class Services:
         settings: Addresses and folders.
         queue: The jobs.
         registry: The models.
-        is_dispatching: Whether the dispatcher's thread lives.
+        is_dispatching: Whether the dispatcher's threads live.
+        office: Who leads.
+        promotions: Of the models.
+        webhooks: Of the jobs.
+        retention: What of ended jobs may go.
     """
 
     settings: Settings
     queue: Queue
     registry: Registry
     is_dispatching: Callable[[], bool]
+    office: Office
+    promotions: Promotions = field(init=False)
+    webhooks: Webhooks = field(init=False)
+    retention: Retention = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "promotions", Promotions(self.queue, self.registry))
+        key_path, hosts = self.settings.home.webhook_key, self.settings.webhook_hosts
+        object.__setattr__(self, "webhooks", Webhooks(self.queue.store, self.queue.clock, key_path, hosts))
+        home = self.settings.home
+        retention = Retention(self.queue.store, self.queue.clock, home.storage, home.logs, self.registry)
+        object.__setattr__(self, "retention", retention)
 
 
 @dataclass(frozen=True, slots=True)

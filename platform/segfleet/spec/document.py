@@ -7,6 +7,7 @@ expand a few hundred bytes of aliases into gigabytes. A spec is read by people a
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,24 @@ def apply_overrides(document: dict[str, Any], assignments: list[str]) -> dict[st
                 path = ".".join(parents[: depth + 1])
                 raise SpecError([Problem(path, f"holds {node!r}, so {assignment!r} has nowhere to go")], "--set")
         node[last] = value
+    return result
+
+
+def apply_overlay(document: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the document with another one laid over it, as JSON Merge Patch (RFC 7396) defines it.
+
+    Mappings are merged key by key; any other value takes the place of what was there, lists as a whole; null takes the
+    key out.
+    """
+    result = {key: _copy(value) for key, value in document.items()}
+    for key, value in overlay.items():
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, Mapping):
+            under = result.get(key)
+            result[key] = apply_overlay(under if isinstance(under, Mapping) else {}, value)
+        else:
+            result[key] = _copy(value)
     return result
 
 

@@ -7,17 +7,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from segfleet.errors import Problem
+from segfleet.spec.fields import path_problem, value_trouble
+from segfleet.spec.search_sections import FinalSpec, Path, SearchSection, Space
 from segfleet.spec.sections import (
-    AugmentSpec,
-    DataSpec,
     EvalDataSpec,
     EvalSpec,
     LocalPath,
-    LoopSpec,
-    LossSpec,
-    ModelSpec,
     Name,
-    OptimSpec,
     Probability,
     QueueSpec,
     ReadLocation,
@@ -25,75 +21,67 @@ from segfleet.spec.sections import (
     ResourceSpec,
     Section,
     WriteLocation,
-    has_batch_norm,
 )
+from segfleet.spec.space_rules import space_problems
+from segfleet.spec.training import TrainingBody
 
-Recipe = Literal["ade20k", "pascal_context", "cityscapes", "camvid", "none"]
 DatasetKind = Literal[
     "folder", "ade20k", "pascal_context", "pascal_context_59", "cityscapes", "voc", "camvid", "synthetic"
 ]
 
 
-class TrainSpec(Section):
+class NamedSpec(Section):
+    """What every job has."""
+
+    kind: str
+    name: Name
+
+
+class TrainSpec(TrainingBody, NamedSpec):
     """Train, validate and register one model."""
 
     kind: Literal["train"] = "train"
-    name: Name
-    recipe: Recipe = Field("none", description="whose defaults fill data, augment, optim, train and eval")
-    data: DataSpec
-    model: ModelSpec
-    optim: OptimSpec
-    loss: LossSpec
-    augment: AugmentSpec
-    train: LoopSpec
-    eval: EvalSpec
-    resources: ResourceSpec
     queue: QueueSpec
     register_: RegisterSpec | None = Field(None, alias="register")
 
+
+class SearchSpec(NamedSpec):
+    """Many trainings that differ in some fields: find the best, retrain and register it."""
+
+    kind: Literal["search"] = "search"
+    base: TrainingBody = Field(description="what the trials have in common, as in a train spec")
+    written: Annotated[tuple[Path, ...], Field(max_length=500)] = Field(
+        (), description="filled in by segfleet: the fields of base that you wrote; the others may follow a trial's"
+    )
+    space: Space = Field(description="what differs between trials: choices by path, such as train.crop")
+    search: SearchSection
+    final: FinalSpec | None = Field(None, description="retrain the best; null: register the best trial itself")
+    register_: RegisterSpec | None = Field(None, alias="register")
+    queue: QueueSpec
+
     def problems(self) -> list[Problem]:
-        """What no single field can see."""
-        found = []
-        workers, batch = self.resources.workers, self.train.global_batch
-        if batch % workers:
+        """What no single field can see, but for what one combination alone can show: see `search.plan_problems`."""
+        found = [Problem(f"base.{item.path}", item.message, item.hint) for item in self.base.problems()]
+        if not isinstance(self.base.resources.workers, int):
+            hint = "give one number; search.max_parallel lets the search grow"
+            found.append(Problem("base.resources.workers", "trials have equally many workers", hint))
+        found += space_problems(self.space)
+        if self.base.resources.max_workers > self.base.resources.min_workers:
             found.append(
                 Problem(
-                    "train.global_batch",
-                    f"{batch} is not divisible by {workers} workers",
-                    f"use {max(workers, batch // workers * workers)} or another number of workers",
+                    "base.resources.workers",
+                    "trials have a fixed number of workers",
+                    "give one number; search.max_parallel lets several trials run at a time",
                 )
             )
-        if self.data.mix and self.train.last_batch != "wrap":
-            found.append(
-                Problem(
-                    "train.last_batch",
-                    f"{self.train.last_batch!r} has no meaning with data.mix, whose datasets end their epochs apart",
-                    "use wrap",
-                )
-            )
-        for path, pixels in (("train.crop", self.train.crop), ("eval.window", self.eval.window)):
-            if self.model.patch_size is not None and pixels < self.model.patch_size:
-                found.append(Problem(path, f"{pixels} is smaller than one patch of {self.model.patch_size} pixels"))
-        if self.model.arch in ("deeplabv3plus", "upernet") and batch < 2 * workers:
-            found.append(
-                Problem(
-                    "train.global_batch",
-                    f"{batch} samples for {workers} workers, and batch normalisation needs two a worker",
-                    f"use at least {2 * workers}",
-                )
-            )
-        if self.train.last_batch == "short" and has_batch_norm(self.model.model_dump()):
-            found.append(
-                Problem("train.last_batch", "'short' can leave a worker without samples to normalise over", "use wrap")
-            )
-        if self.train.checkpoint_activations and self.model.patch_size is None:
-            found.append(
-                Problem(
-                    "train.checkpoint_activations", f"arch {self.model.arch!r} cannot", "only plain ViT encoders can"
-                )
-            )
-        if self.train.precision == "fp16" and self.resources.gpus_per_worker == 0:
-            found.append(Problem("train.precision", "fp16 needs a GPU", "use bf16 or fp32 on the CPU"))
+        for path, value in self.final.set.items() if self.final is not None else ():
+            place = f"final.set.{path}"
+            if unknown := path_problem(place, path):
+                found.append(unknown)
+            elif trouble := value_trouble(path, value):
+                found.append(Problem(place, trouble))
+        if self.search.algorithm != "grid" and self.search.trials is None:
+            found.append(Problem("search.trials", f"missing; {self.search.algorithm!r} has no end of its own"))
         return found
 
 
@@ -140,6 +128,7 @@ class PrepareSpec(Section):
     val_share: Probability = Field(0.2, description="folder without split lists: share of the seeded validation split")
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(0, description="of the split and of synthetic pictures")
     samples: Annotated[int, Field(ge=2, le=1_000_000)] = Field(300, description="dataset: synthetic only")
+    reuse: bool = Field(True, description="take the dataset that an equal job has left in out, if raw is as it was")
     queue: QueueSpec
 
     def problems(self) -> list[Problem]:
@@ -157,9 +146,10 @@ class PrepareSpec(Section):
         return []
 
 
-JobSpec = TrainSpec | EvaluateSpec | PrepareSpec
-KINDS: dict[str, type[TrainSpec] | type[EvaluateSpec] | type[PrepareSpec]] = {
+JobSpec = TrainSpec | SearchSpec | EvaluateSpec | PrepareSpec
+KINDS: dict[str, type[TrainSpec] | type[SearchSpec] | type[EvaluateSpec] | type[PrepareSpec]] = {
     "train": TrainSpec,
+    "search": SearchSpec,
     "evaluate": EvaluateSpec,
     "prepare": PrepareSpec,
 }

@@ -55,6 +55,7 @@ RECIPES: dict[str, Defaults] = {
 
 KIND_DEFAULTS: dict[str, Defaults] = {
     "train": _COMMON,
+    "search": {"search": {}, "queue": {}},
     "evaluate": {"resources": {}, "queue": {}},
     "prepare": {"queue": {}},
 }

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from segfleet.spec.location import split_location
 
@@ -89,6 +89,11 @@ class DataSpec(Section):
     mix: Annotated[tuple[MixSpec, ...], Field(max_length=16)] = Field(
         (), description="more datasets to train on; validation is on this one"
     )
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0,
+        description="share of this dataset's training samples to train on, a fixed choice at random: it depends on "
+        "neither seed nor workers, and a smaller share is part of a larger one",
+    )
     shuffle_shards: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
         None, description="shuffle within windows of so many shards, for data larger than the cache; null: globally"
     )
@@ -100,71 +105,6 @@ class DataSpec(Section):
     def sources(self) -> tuple[MixSpec, ...]:
         """All that is trained on: this dataset, then those mixed in."""
         return MixSpec(shards=self.shards, split=self.train, weight=self.weight), *self.mix
-
-
-Arch = Literal["segmenter", "setr", "deeplabv3plus", "fcn", "unet", "upernet"]
-# The decoders each architecture has; None: only its own.
-DECODERS: dict[str, tuple[str | None, ...]] = {
-    "segmenter": ("mask", "linear"),
-    "setr": ("naive", "pup", "mla"),
-    "deeplabv3plus": (None,),
-    "fcn": (None,),
-    "unet": (None,),
-    "upernet": (None,),
-}
-
-
-class ModelSpec(Section):
-    """Segmenter (a plain ViT with a linear or mask-transformer decoder), or a system the paper compares it with."""
-
-    variant: str | None = Field(None, description="shorthand such as seg-s-mask/16; the other fields win over it")
-    arch: Arch = Field("segmenter", description="segmenter, or a baseline to compare it with")
-    backbone: Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)?$", max_length=100)] = Field(
-        description="timm name: a plain ViT for segmenter and setr, any other network of feature maps for the rest"
-    )
-    patch_size: Annotated[int, Field(ge=4, le=64)] | None = Field(
-        None, description="side of a patch, pixels; segmenter and setr only"
-    )
-    decoder: Literal["mask", "linear", "naive", "pup", "mla"] | None = Field(
-        None, description="segmenter: mask transformer or one linear layer; setr: naive, pup or mla"
-    )
-    decoder_layers: Annotated[int, Field(ge=1, le=12)] = Field(2, description="blocks of the mask transformer")
-    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.1, description="stochastic depth of the encoder's last block; rises linearly from 0"
-    )
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="dropout in the encoder")
-    decoder_drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="the same for the decoder")
-    decoder_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.0,
-        description="dropout in the mask transformer (its default: 0.1, the reference code's; the paper says none), "
-        "or before the last layer of other decoders",
-    )
-    decoder_norm: Literal["none", "batch"] = Field(
-        "none", description="before a linear decoder; batch is DINOv3's recipe for frozen encoders"
-    )
-    pretrained: bool | LocalPath = Field(True, description="true: timm's hub, false: random, or a weights file")
-
-    @model_validator(mode="after")
-    def _of_one_architecture(self) -> Self:
-        allowed = DECODERS[self.arch]
-        if self.decoder not in allowed:
-            choices = "leave it out" if allowed == (None,) else f"use {' or '.join(map(str, allowed))}"
-            raise ValueError(f"arch {self.arch!r} has no decoder {self.decoder!r}; {choices}")
-        if (self.patch_size is None) != (allowed == (None,)):
-            advice = "leave it out" if self.patch_size else "give it"
-            raise ValueError(f"patch_size is {self.patch_size}, and arch {self.arch!r} says otherwise; {advice}")
-        if self.patch_size is None and (self.dropout or self.decoder_drop_path):
-            raise ValueError(
-                f"dropout and decoder_drop_path are for plain ViTs, not arch {self.arch!r}; leave them out"
-            )
-        if self.decoder_norm != "none" and self.decoder != "linear":
-            raise ValueError(f"decoder_norm {self.decoder_norm!r} is for the linear decoder; leave it out")
-        return self
-
-
-def has_batch_norm(model: Mapping[str, Any]) -> bool:
-    """Whether a model of these fields normalises over its batch."""
-    return bool(model.get("arch", "segmenter") != "segmenter" or model.get("decoder_norm", "none") == "batch")
 
 
 class OptimSpec(Section):
@@ -300,12 +240,44 @@ class EvalDataSpec(Section):
     split: Name = Field("val", description="split to evaluate on")
 
 
+Workers = Annotated[int, Field(ge=1, le=4096)]
+
+
+class WorkerRange(Section):
+    """Between how many workers an attempt may have; each may have another number."""
+
+    min: Workers = Field(description="the fewest; the job starts as soon as there is room for them")
+    max: Workers = Field(description="the most; more than the fewest only while nobody else wants them")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+
+def _workers_kind(workers: Any) -> str:
+    return "(elastic)" if isinstance(workers, Mapping | WorkerRange) else "(number)"
+
+
 class ResourceSpec(Section):
     """What one attempt needs; a job starts with all of it or not at all."""
 
-    workers: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="DDP processes")
+    workers: Annotated[
+        Annotated[Workers, Tag("(number)")] | Annotated[WorkerRange, Tag("(elastic)")], Discriminator(_workers_kind)
+    ] = Field(1, description="DDP processes; {min: 2, max: 8}: as many as are free")
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = Field(0, description="0: CPU (gloo), 1: GPU (NCCL)")
     cpus_per_worker: Annotated[int, Field(ge=1, le=512)] = Field(1, description="CPUs reserved for each worker")
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers an attempt may have."""
+        return self.workers if isinstance(self.workers, int) else self.workers.min
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers an attempt may have."""
+        return self.workers if isinstance(self.workers, int) else self.workers.max
 
 
 class QueueSpec(Section):
@@ -317,6 +289,9 @@ class QueueSpec(Section):
         (), description="start when these jobs have ended: JOB or JOB:ok (succeeded), JOB:failed, JOB:any"
     )
     time_limit: Duration | None = Field(None, description="over all attempts, such as 90m or 48h; null: none")
+    start_within: Duration | None = Field(
+        None, description="fail if no attempt has started so long after submit, resume or retry; null: wait for ever"
+    )
     max_retries: Annotated[int, Field(ge=0, le=100)] = Field(
         3,
         description="new attempts after losses to infrastructure without a new checkpoint between them",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,13 +57,31 @@ def test_claim_trades_the_code_for_the_token() -> None:
 
     def answer(path: str, body: dict[str, object]) -> Answer:
         asked.append((path, body["code"]))
-        return 200, {"token": "t0k3n", "job_id": "job-x", "spec": {"kind": "train"}, "storage": "/s"}
+        return 200, {
+            "token": "t0k3n",
+            "job_id": "job-x",
+            "spec": {"kind": "train"},
+            "storage": "/s",
+            "workers": 3,
+            "earlier": None,
+            "mlflow": {},
+        }
 
     with service(answer) as url:
         grant = claim({"SEGFLEET_URL": url, "SEGFLEET_ATTEMPT": "job-x-a1", "SEGFLEET_CODE": "c0de"})
     assert asked == [("/api/v1/attempts/job-x-a1/claim", "c0de")]
     assert (grant.job_id, grant.credentials.token, grant.storage) == ("job-x", "t0k3n", "/s")
     assert "t0k3n" not in repr(grant)
+
+
+def test_the_login_for_mlflow_comes_with_the_token_and_is_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "to be restored")
+    login = {"MLFLOW_TRACKING_USERNAME": "jobs", "MLFLOW_TRACKING_PASSWORD": "h0rse"}
+    credentials = Credentials("http://127.0.0.1:9", "job-x-a1", "secret", login)
+    assert "h0rse" not in repr(credentials)
+    AttemptClient(credentials).close()
+    assert {name: os.environ[name] for name in login} == login
 
 
 def test_a_driver_started_by_hand_is_told_how_to_submit() -> None:

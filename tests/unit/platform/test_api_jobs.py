@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from segfleet.errors import QueueUnavailableError
+from segfleet.queue.board import Board
 from segfleet.queue.scheduling.values import Node, Wait
-from segfleet.queue.service import Board
 from segfleet.server.logs import read_logs
 from serving import make_shards
 

@@ -24,10 +24,11 @@ BODY = {
 def test_the_client_makes_a_version_known_by_its_content(service: Any, transport: AppTransport) -> None:
     client = Client(URL, API_TOKEN, transport=transport)
     made = client.register_model("seg", **{key: value for key, value in BODY.items() if key != "alias"})
-    assert made == {"name": "seg", "version": "1", "alias": None}
+    assert made == {"name": "seg", "version": "1", "alias": None, "promotion": None}
     assert client.register_model("seg", **BODY)["alias"] == "best"  # type: ignore[arg-type]
     without, wanted = service.registry.registered
-    assert (without.alias, wanted.alias, wanted.name) == (None, "best", "seg")
+    assert without == wanted
+    assert wanted.name == "seg"
     assert without.identity == wanted.identity == {"segfleet.content_digest": "d" * 64}
     assert (wanted.run_id, wanted.model_uri) == (BODY["run_id"], BODY["model_uri"])
     assert (wanted.metrics, wanted.tags) == ({"miou": 0.5}, {"segfleet.format": "reference"})

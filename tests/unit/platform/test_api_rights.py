@@ -18,8 +18,11 @@ VALUES = {
     "attempt_id": "job-aaaaaaaa-a1",
     "name": "seg",
     "ref": "1",
+    "alias": "best",
+    "promotion_id": "pro-0",
     "scope": "project",
     "token_id": "0123456789ab",
+    "webhook_id": "wh-0123456789ab",
 }
 
 
@@ -134,6 +137,20 @@ def test_a_user_submits_to_own_projects_and_at_usual_priorities(service: Any) ->
     token(service, "ann", Role.OPERATOR)
     spec = prepare_spec(queue={"project": "maps", "priority": 90})
     assert service.http.post(f"{API}/jobs", json={"spec": spec}, headers=ann).status_code == 201
+
+
+def test_a_priority_that_the_operator_fixes_is_nobodys_wish(service: Any) -> None:
+    ann = token(service, "ann", Role.USER, projects=["vision"])
+    rules = {"rules": {"forced": {"queue": {"priority": 80}}}}
+    assert service.http.put(f"{API}/policies/project/vision", json=rules, headers=service.bearer).status_code == 200
+    # Left out, as it is fixed, or otherwise: it comes out the same.
+    for queue in ({}, {"priority": 80}, {"priority": 90}, {"priority": 10}):
+        spec = prepare_spec(queue={"project": "vision", **queue})
+        answer = service.http.post(f"{API}/jobs", json={"spec": spec}, headers=ann)
+        assert (answer.status_code, answer.json()["priority"]) == (201, 80), answer.text
+    service.http.put(f"{API}/policies/project/vision", json={"rules": {}}, headers=service.bearer)
+    spec = prepare_spec(queue={"project": "vision", "priority": 80})
+    assert service.http.post(f"{API}/jobs", json={"spec": spec}, headers=ann).status_code == 403
 
 
 def test_idempotency_keys_of_two_users_do_not_meet(service: Any) -> None:

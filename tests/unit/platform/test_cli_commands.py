@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from segfleet.cli import jobs, main, models, quotas
+from segfleet.cli import jobs, main, models, promotions, quotas
 from segfleet.cli.main import exit_code
 from segfleet.client import Client
 from segfleet.errors import (
@@ -53,7 +53,7 @@ def cli(transport: AppTransport, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     def make_client(**options: Any) -> Client:
         return Client(URL, API_TOKEN, transport=transport, **options)
 
-    for module in (jobs, models, quotas):
+    for module in (jobs, models, promotions, quotas):
         monkeypatch.setattr(module, "Client", make_client)
     return Cli(monkeypatch, capsys)
 

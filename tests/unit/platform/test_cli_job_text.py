@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
-from segfleet.cli.job_text import plan_of, print_outcome
+from segfleet.cli.job_text import plan_of, print_job, print_outcome
 from segfleet.spec.resolve import resolve_spec, to_document
 
 
@@ -33,3 +34,43 @@ def test_an_evaluation_ends_with_what_was_scored_on_what(capsys: pytest.CaptureF
     said = capsys.readouterr()
     assert "job-aaaaaaaa succeeded, mIoU 0.5123: road/3 on camvid, test" in said.out + said.err
     assert "registered" not in said.out + said.err
+
+
+def shown(capsys: pytest.CaptureFixture[str], **changes: Any) -> str:
+    job = {
+        "id": "job-aaaaaaaa",
+        "name": "shapes",
+        "kind": "train",
+        "project": "default",
+        "priority": 50,
+        "state": "running",
+        "place": None,
+        "starts_at": None,
+        "start_by": None,
+        "reason": "",
+        "needs": {"workers": 2, "cpus": 2, "gpus": 0, "max_workers": 8},
+        "started_at": 1.0,
+        "finished_at": None,
+        "progress": None,
+        "attempts": [{"id": "job-aaaaaaaa-a1", "state": "running", "workers": 3, "failure": None}],
+    }
+    print_job({**job, **changes})
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_an_elastic_job_says_how_many_workers_it_has(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "runs with 3 of 2-8 workers" in shown(capsys)
+    assert "workers" not in shown(capsys, needs={"workers": 2, "cpus": 2, "gpus": 0})
+    assert "workers" not in shown(capsys, state="queued", attempts=[])
+
+
+def test_a_job_that_waits_says_when_it_gives_up(capsys: pytest.CaptureFixture[str]) -> None:
+    waiting = {"state": "queued", "started_at": None, "attempts": [], "start_by": time.time() + 3600 * 5 + 30}
+    assert "fails if it has not started in 5h 00m" in shown(capsys, **waiting)
+    assert "fails if" not in shown(capsys, **waiting | {"start_by": None})
+
+
+def test_a_reused_preparation_says_from_whom(capsys: pytest.CaptureFixture[str]) -> None:
+    result = {"content_id": "c", "reused_from": "job-bbbbbbbb"}
+    print_outcome({"id": "job-aaaaaaaa", "kind": "prepare", "state": "succeeded", "result": result})
+    assert "succeeded, reused from job-bbbbbbbb" in " ".join(capsys.readouterr().out.split())

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import ssl
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,15 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
+from segfleet.address import authorities
 from segfleet.door import Door
 from segfleet.errors import SettingsError
+from segfleet.server import connections
+from segfleet.server.connections import ImpatientProtocol
 from segfleet.server.public import opened
 from segfleet.settings import Settings
 
+ASKED = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 TLS = {"SEGFLEET_TLS_CERT": "/c.pem", "SEGFLEET_TLS_KEY": "/k.pem"}
 
 
@@ -87,6 +93,36 @@ def test_tls_is_spoken_and_a_bad_certificate_named(tmp_path: Path) -> None:
     subprocess.run([openssl, *words, *files], check=True, capture_output=True)
     verify = ssl.create_default_context(cafile=cert)
     assert serve(Door("127.0.0.1", 0, (), cert, key), verify=verify) == "127.0.0.1"
+    assert (
+        serve(Door("127.0.0.1", 0, (), cert, key), verify=authorities({"SEGFLEET_CA_FILE": str(cert)})) == "127.0.0.1"
+    )
+    with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+        serve(Door("127.0.0.1", 0, (), cert, key), verify=authorities({}))
+
+
+@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\n", ASKED, ASKED + b"GET / HTTP/1.1\r\nHost:"])
+def test_who_does_not_end_the_headers_is_hung_up_on(said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEADERS_TIMEOUT_S", 0.2)
+    options: dict[str, Any] = {"log_config": None, "http": ImpatientProtocol, "timeout_keep_alive": 1}
+    with opened(address_of_client, Door("127.0.0.1", 0), **options) as port, ExitStack() as stack:
+        http = stack.enter_context(httpx.Client(transport=httpx.HTTPTransport(retries=3), trust_env=False))
+        assert http.get(f"http://127.0.0.1:{port}/").is_success
+        line = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+        line.sendall(said)
+        heard = b""
+        while data := line.recv(4096):
+            heard += data
+        assert heard.endswith(b"127.0.0.1" if said.startswith(ASKED) else b"")
+        assert heard.count(b"200 OK") == said.startswith(ASKED)
+
+
+def test_who_asks_in_time_keeps_the_connection() -> None:
+    options: dict[str, Any] = {"log_config": None, "http": ImpatientProtocol}
+    with opened(address_of_client, Door("127.0.0.1", 0), **options) as port:
+        transport = httpx.HTTPTransport(retries=3, limits=httpx.Limits(max_connections=1))
+        with httpx.Client(transport=transport, trust_env=False) as http:
+            streams = [http.get(f"http://127.0.0.1:{port}/").extensions["network_stream"] for _ in range(3)]
+    assert len({id(stream) for stream in streams}) == 1
 
 
 def test_without_a_door_nothing_listens() -> None:

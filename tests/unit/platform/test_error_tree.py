@@ -19,6 +19,7 @@ EXAMPLES = [
     errors.IdempotencyConflictError("key", "job-abc"),
     errors.QuotaExceededError("project 'vision'", "10", "10"),
     errors.QueueUnavailableError("the database is locked; try again"),
+    errors.LeadershipLostError("epoch 3 has ended: epoch 4 leads"),
     errors.CheckpointError("damaged"),
     errors.ModelError("no model 'x'"),
     errors.ModelRefusedError("not a model of this job"),
@@ -27,6 +28,8 @@ EXAMPLES = [
     errors.AccessError("this needs the role admin"),
     errors.UnauthorizedError("no token"),
     errors.UnknownTokenError("0123456789ab"),
+    errors.WebhookError("no https"),
+    errors.UnknownWebhookError("wh-0123456789ab"),
     errors.SettingsError("port 1 in use"),
 ]
 CLASSES = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, SegfleetError)]

@@ -25,6 +25,12 @@ from segfleet.queue.policy import beyond_limits, check_rules, force
         ({}, {"queue": {"project": "vision"}}, ["forced.queue.project: names the job"]),
         ({}, {"kind": "train"}, ["forced.kind: names the job"]),
         ({}, {"eval": {"window": {"deep": 1}}}, ["forced.eval.window.deep: no spec has this field"]),
+        ({"queue": {"start_within": "6h"}, "train": {"ema": 0.9}}, {"eval": {"scales": [1.0, 2.0]}}, []),
+        ({"eval": {"scales": 3}}, {}, ["limits.eval.scales: this field is no number"]),
+        ({"queue": {"after": 1}, "name": 3}, {}, ["limits.queue.after: this field", "limits.name: this field"]),
+        ({"train": 3, "train.compile": 1}, {}, ["limits.train: this field is no", "limits.train.compile: this field"]),
+        ({"data": {"mix": {"weight": 2}}}, {}, ["limits.data.mix.weight: no spec has this field"]),
+        ({}, {"data": {"mix": {"weight": 2}}}, ["forced.data.mix.weight: no spec has this field"]),
     ],
 )
 def test_rules_are_of_fields_that_specs_have(limits: Any, forced: Any, found: list[str]) -> None:

@@ -17,12 +17,14 @@ from factories import POSTGRES, fresh_database, train_document
 from fakes import FakeJob
 from segfleet.cluster.launcher import RayJobStatus, RayState
 from segfleet.errors import AttemptFencedError, IdempotencyConflictError, IllegalTransitionError, QueueError
-from segfleet.queue import fencing, lifecycle, planner, reconcile
+from segfleet.queue import fencing, intake, lifecycle, planner, reconcile
 from segfleet.queue.model import Attempt, Event, Grant, Job
 from segfleet.queue.scheduling import admission
+from segfleet.queue.scheduling.values import Gang
 from segfleet.queue.service import Queue
 from segfleet.queue.states import HOLDING, TRANSITIONS, AttemptState, FailureClass, JobState, is_terminal
 from segfleet.queue.store import Transaction
+from segfleet.spec.sections import duration_s
 from world import World
 
 # On a file system in memory, where there is one: thousands of durable commits need no disk to prove logic.
@@ -51,9 +53,10 @@ class QueueMachine(RuleBasedStateMachine):
         # With random ids the database would order equal times by chance, and Hypothesis could not repeat a run.
         self.patch = pytest.MonkeyPatch()
         ids = (f"job-{a}{b}aaaaaa" for a in "abcdefghijklmnopqrstuvwxyz" for b in "abcdefghijklmnopqrstuvwxyz")
-        self.patch.setattr(lifecycle, "new_job_id", lambda: next(ids))
+        self.patch.setattr(intake, "new_job_id", lambda: next(ids))
         self.folder = Path(tempfile.mkdtemp(dir=MEMORY))
         self.world = World(self.folder, fresh_database(self.backend, self.folder))
+        self.world.ray.cpus = 3  # an elastic job of 1, 2 or 4 workers must not get them all
         rules = {"preempt_for_priority": True, "min_run": "1s", "grace": "10s"}
         self.world.queue.set_policy("cluster", "cluster", rules)
         self.acknowledged: set[str] = set()
@@ -79,6 +82,15 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(target=jobs, priority=st.integers(49, 51), retries=st.integers(0, 2))
     def submit(self, priority: int, retries: int) -> str:
         job = self.world.submit(priority=priority, max_retries=retries)
+        self.acknowledged.add(job.id)
+        return job.id
+
+    @rule(target=jobs, most=st.integers(2, 4), within=st.sampled_from([None, "2s", "20s"]))
+    def submit_elastic(self, most: int, within: str | None) -> str:
+        document = train_document(start_within=within)
+        document["train"]["global_batch"] = 4
+        document["resources"]["workers"] = {"min": 1, "max": most}
+        job, _ = self.world.queue.submit(document, owner="ann")
         self.acknowledged.add(job.id)
         return job.id
 
@@ -230,7 +242,11 @@ class QueueMachine(RuleBasedStateMachine):
                 self._history_is_legal(job, events)
                 self._one_attempt_at_a_time_under_rising_fences(job, attempts)
                 self._budgets_hold(job, events)
-            assert sum(job.gang.workers * job.gang.cpus for job in tx.holding_jobs()) <= self.world.ray.cpus
+                self._deadline_holds(job, attempts, events)
+            holding = {job.id: job.gang for job in tx.holding_jobs()}
+            open_attempts = [attempt for attempt in tx.open_attempts() if attempt.job_id in holding]
+            used = sum(attempt.workers * holding[attempt.job_id].cpus for attempt in open_attempts)
+            assert used <= self.world.ray.cpus
 
     def _history_is_legal(self, job: Job, events: list[Event]) -> None:
         state = JobState.QUEUED
@@ -249,6 +265,16 @@ class QueueMachine(RuleBasedStateMachine):
         assert len(alive) == (1 if job.state in HOLDING else 0)
         assert all(attempt.fence == job.fence for attempt in alive)
         assert sum(not attempt.closed for attempt in attempts) <= 1
+        assert all(attempt.workers in job.gang.sizes or not job.gang.sizes for attempt in attempts)
+        assert all(job.gang.workers <= attempt.workers <= job.gang.max_workers for attempt in attempts)
+
+    def _deadline_holds(self, job: Job, attempts: list[Attempt], events: list[Event]) -> None:
+        """Only who waits has a start deadline, and it fails nobody else, nor before its time."""
+        begun = [event for event in events if event.kind in ("submitted", "resumed", "retry_requested", "starting")]
+        assert job.start_by is None or (begun[-1].kind != "starting" and not is_terminal(job.state))
+        if job.error is not None and job.error["class"] == "start_deadline" and job.state == JobState.FAILED:
+            assert begun[-1].kind != "starting"
+            assert events[-1].at - begun[-1].at >= duration_s(job.spec["queue"]["start_within"])
 
     def _budgets_hold(self, job: Job, events: list[Event]) -> None:
         losses, furthest = 0, -1
@@ -375,6 +401,12 @@ def _same_fence(tx: Any, job: Job, *more: Any) -> Attempt:
     return attempt
 
 
+def _keep_deadline(tx: Any, job: Job, *more: Any) -> Attempt:
+    attempt = BEGIN_ATTEMPT(tx, job, *more)
+    tx.change_job(tx.job(job.id), {"start_by": job.start_by})
+    return attempt
+
+
 END_FAILED, BEGIN_ATTEMPT = lifecycle.end_failed, lifecycle.begin_attempt
 BUGS: dict[str, tuple[Any, str, Any]] = {
     "fence not checked": (fencing, "fenced", _forget_fence),
@@ -389,6 +421,8 @@ BUGS: dict[str, tuple[Any, str, Any]] = {
     "the scheduler does not see what runs": (planner, "holdings", lambda *_: []),
     "keys are forgotten": (Transaction, "find_key", lambda *_: None),
     "pause does not wait for the attempt": (Queue, "pause", _pause_at_once),
+    "elastic jobs get what is free": (Gang, "usable", lambda gang, workers: min(workers, gang.max_workers)),
+    "a start deadline outlives the start": (lifecycle, "begin_attempt", _keep_deadline),
 }
 
 

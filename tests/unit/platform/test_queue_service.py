@@ -17,9 +17,10 @@ from segfleet.errors import (
     UnknownJobError,
 )
 from segfleet.queue import fencing, lifecycle
+from segfleet.queue.board import Board
 from segfleet.queue.model import ATTEMPT_ID, JOB_ID, Grant, Job
 from segfleet.queue.scheduling.values import Gang, Node, Wait
-from segfleet.queue.service import Board, Queue
+from segfleet.queue.service import Queue
 from segfleet.queue.states import FailureClass, JobState
 
 INSTANCE = "0123456789abcdef"

@@ -134,11 +134,11 @@ def test_a_stale_read_changes_nothing(tmp_path: Path, database_url: str) -> None
     assert queue.get(stale.id).reason == "newer"
 
 
-def test_only_one_service_leads_a_database(database_url: str) -> None:
-    first, second = Store(database_url), Store(database_url)
-    with first.leadership(), pytest.raises(QueueUnavailableError, match="already dispatches"), second.leadership():
+def test_only_one_service_uses_an_embedded_database(tmp_path: Path) -> None:
+    first, second = (Store(f"sqlite:///{tmp_path / 'queue.db'}") for _ in range(2))
+    with first.exclusive(), pytest.raises(QueueUnavailableError, match="already uses"), second.exclusive():
         pass
-    with second.leadership():
+    with second.exclusive():
         pass
     first.close()
     second.close()

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 from segfleet.spec.document import apply_overrides, read_document
-from segfleet.spec.kinds import EvaluateSpec, TrainSpec
+from segfleet.spec.kinds import EvaluateSpec, SearchSpec, TrainSpec
 from segfleet.spec.resolve import resolve_spec, to_document
+from segfleet.spec.search import combinations, final_spec, trial_spec
 
 FOLDER = Path(__file__).parents[3] / "jobs" / "specs"
 ALL = sorted(FOLDER.glob("*.yaml"))
 EVALUATIONS = [path for path in ALL if path.stem.startswith("evaluate-")]
-SPECS = [path for path in ALL if path not in EVALUATIONS]
+SEARCHES = [path for path in ALL if path.stem.startswith("search-")]
+SPECS = [path for path in ALL if path not in EVALUATIONS + SEARCHES]
 
 
 def resolved(path: Path) -> TrainSpec:
@@ -38,8 +40,9 @@ def test_the_promised_specs_are_there() -> None:
         "demo",
         "evaluate-camvid",
         "pascal_context-seg-l-mask-16",
+        "search-camvid-patch-size",
     }
-    assert [path.name for path in FOLDER.iterdir() if path not in ALL] == []
+    assert [path.name for path in FOLDER.iterdir() if path not in ALL] == ["paper"]
 
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
@@ -121,3 +124,23 @@ def test_mmsegmentation_s_convolutional_recipes_look_at_whole_pictures(stem: str
     assert spec.eval.protocol == "mmseg"
     assert spec.eval.short_side is not None
     assert spec.eval.window == spec.augment.max_ratio * spec.eval.short_side
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
+def test_the_search_over_patch_and_model_size_fits_two_cpus_and_needs_no_network(path: Path) -> None:
+    changes = ["base.data.shards=/elsewhere", "base.train.steps=40", "base.train.validate_every=10"]
+    spec = resolve_spec(apply_overrides(read_document(path), changes))
+    assert isinstance(spec, SearchSpec)
+    assert resolve_spec(to_document(spec)) == spec
+    assert (spec.name, spec.search.scheduler, spec.search.max_parallel) == (path.stem, "asha", 2)
+    grid = combinations(spec)
+    assert grid is not None
+    assert grid.impossible == ()
+    models = [trial_spec(spec, params).model for params in grid.possible]
+    sizes = ["vit_tiny_patch16_384", "vit_small_patch16_384"]
+    assert [(m.backbone, m.patch_size) for m in models] == [(size, patch) for size in sizes for patch in (8, 16, 32)]
+    assert {(m.variant, m.pretrained) for m in models} == {(None, False)}
+    final = final_spec(spec, grid.possible[0])
+    assert final is not None
+    assert (final.data.shards, final.train.steps, final.register_ is not None) == ("/elsewhere", 600, True)
+    assert (spec.base.resources.workers, spec.base.resources.gpus_per_worker) == (1, 0)

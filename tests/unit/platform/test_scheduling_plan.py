@@ -180,6 +180,7 @@ def _check_room(
     for job_id, count in starts(decisions).items():
         gang = jobs[job_id].gang
         assert gang.workers <= count <= gang.max_workers
+        assert not gang.sizes or count in gang.sizes
         assert not jobs[job_id].hindrance
         workers += [(gang.cpus, gang.gpus)] * count
     if workers:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from segfleet.address import authorities, service_address
 from segfleet.errors import SettingsError
-from segfleet.settings import Home, Settings, default_home, ensure_token, read_token, service_address
+from segfleet.settings import Home, Settings, default_home, ensure_token, read_token
 
 
 @pytest.fixture
@@ -152,6 +153,41 @@ def test_no_service_says_how_to_start_one(home: Home, state: str | None) -> None
         service_address(home, {})
 
 
+def test_own_authorities_are_believed_alone(tmp_path: Path) -> None:
+    assert authorities({}) is True
+    assert authorities({"SEGFLEET_CA_FILE": ""}) is True
+    (tmp_path / "ca.pem").write_text("no certificate")
+    for name in ("ca.pem", "missing.pem"):
+        with pytest.raises(SettingsError, match=r"SEGFLEET_CA_FILE=.*holds no certificates"):
+            authorities({"SEGFLEET_CA_FILE": str(tmp_path / name)})
+
+
+@pytest.mark.parametrize("url", ["https://fleet.example.org", "http://127.0.0.1:9", "https://[2001:db8::1]:8443/"])
+def test_jobs_are_sent_to_an_address_of_the_operators(tmp_path: Path, url: str) -> None:
+    given = {"SEGFLEET_HOME": str(tmp_path), "SEGFLEET_ATTEMPTS_URL": url}
+    assert Settings.from_environment(given).attempts_url == url.rstrip("/")
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [("http://fleet.example.org", "unencrypted"), ("fleet", "is no address"), ("https://[::1", "is no address")],
+)
+def test_odd_addresses_for_jobs_are_told(tmp_path: Path, url: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=f"SEGFLEET_ATTEMPTS_URL.*{words}"):
+        Settings.from_environment({"SEGFLEET_HOME": str(tmp_path), "SEGFLEET_ATTEMPTS_URL": url})
+
+
+def test_a_shared_folder_holds_what_all_servers_must_see(tmp_path: Path) -> None:
+    given = {"SEGFLEET_HOME": str(tmp_path / "home"), "SEGFLEET_SHARED": str(tmp_path / "shared")}
+    home = Settings.from_environment(given).home
+    with pytest.raises(SettingsError, match=r"SEGFLEET_SHARED=.*is no folder"):
+        home.create()
+    (tmp_path / "shared").mkdir()
+    home.create()
+    assert (home.storage, home.logs) == (tmp_path / "shared" / "storage", tmp_path / "shared" / "logs")
+    assert home.token.parent == tmp_path / "home"
+
+
 def test_default_home(tmp_path: Path) -> None:
     assert default_home({"SEGFLEET_HOME": str(tmp_path)}).root == tmp_path
     assert default_home({}).root == Path.home() / ".segfleet"
@@ -162,7 +198,7 @@ def test_default_home(tmp_path: Path) -> None:
 def test_settings_from_environment(tmp_path: Path) -> None:
     environment = {"SEGFLEET_HOME": str(tmp_path), "SEGFLEET_PORT": "9000", "SEGFLEET_LEASE_S": "1.5"}
     settings = Settings.from_environment(environment)
-    assert (settings.port, settings.url, settings.lease_s) == (9000, "http://127.0.0.1:9000", 1.5)
+    assert (settings.port, settings.attempts_url, settings.lease_s) == (9000, "http://127.0.0.1:9000", 1.5)
     assert settings.database_url == f"sqlite:///{tmp_path / 'segfleet.db'}"
 
 

@@ -150,11 +150,13 @@ def test_unknown_key_suggests_the_nearest(document: dict[str, Any], path: str, s
 
 @pytest.mark.parametrize("kind", ["trian", 3, ["train"], {"a": 1}])
 def test_unknown_kind_lists_the_known_ones(kind: Any) -> None:
-    assert problems(short(kind=kind)) == {"kind": f"unknown kind {kind!r} | use one of evaluate, prepare, train"}
+    assert problems(short(kind=kind)) == {
+        "kind": f"unknown kind {kind!r} | use one of evaluate, prepare, search, train"
+    }
 
 
 def test_missing_kind() -> None:
-    assert problems({"name": "a"}) == {"kind": "missing | use one of evaluate, prepare, train"}
+    assert problems({"name": "a"}) == {"kind": "missing | use one of evaluate, prepare, search, train"}
 
 
 def test_unknown_recipe_is_one_problem() -> None:

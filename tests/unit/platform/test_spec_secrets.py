@@ -15,6 +15,7 @@ from segfleet.spec.document import read_document
 from segfleet.spec.resolve import resolve_spec, to_document
 from segfleet.spec.secrets import secret_problems
 from serving import API_TOKEN, CODE, Service, make_shards, prepare_spec
+from world import lead
 
 SPECS = sorted((Path(__file__).parents[3] / "jobs" / "specs").glob("*.yaml"))
 HEX = "9f86d081884c7d659a2feaa0c55ad015"
@@ -102,7 +103,7 @@ def test_canaries_are_found_nowhere_after_a_whole_flow(
     ann, answers = {"Authorization": f"Bearer {token}"}, []
     ray = FakeLauncher()
     settings = make_settings(service.home.root)
-    dispatcher = Dispatcher(service.queue, ray, settings)
+    dispatcher = Dispatcher(service.queue, lead(service.queue), ray, settings)
 
     def ask(method: str, path: str, **request: Any) -> Any:
         answers.append(service.http.request(method, f"/api/v1{path}", **{"headers": ann, **request}))

@@ -6,11 +6,12 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from segfleet.spec import sections as s
+from segfleet.spec.model_section import ModelSpec
 from segfleet.spec.sections import duration_s
 
 MINIMAL: dict[type[BaseModel], dict[str, Any]] = {
     s.DataSpec: {"shards": "/x"},
-    s.ModelSpec: {"backbone": "vit_tiny_patch16_384", "patch_size": 16, "decoder": "mask"},
+    ModelSpec: {"backbone": "vit_tiny_patch16_384", "patch_size": 16, "decoder": "mask"},
     s.OptimSpec: {"lr": 1.0},
     s.LossSpec: {},
     s.AugmentSpec: {},
@@ -24,15 +25,15 @@ MINIMAL: dict[type[BaseModel], dict[str, Any]] = {
 
 # Section, field, accepted values, refused values: the edges on both sides.
 RANGES: list[tuple[type[BaseModel], str, list[Any], list[Any]]] = [
-    (s.ModelSpec, "patch_size", [4, 14, 64], [3, 65, 16.0, "16", True, None]),
-    (s.ModelSpec, "decoder", ["mask", "linear"], ["fcn", "", None, 1]),
-    (s.ModelSpec, "decoder_layers", [1, 12], [0, 13]),
-    (s.ModelSpec, "drop_path", [0.0, 0.99], [-0.1, 1.0]),
-    (s.ModelSpec, "dropout", [0.0, 0.99], [-0.1, 1.0]),
-    (s.ModelSpec, "decoder_drop_path", [0.0, 0.99], [-0.1, 1.0]),
-    (s.ModelSpec, "decoder_dropout", [0.0, 0.99], [-0.1, 1.0]),
-    (s.ModelSpec, "backbone", ["vit_s.augreg"], ["", "../x", "vit s", "hf-hub:a/b", "a.b.c", "x" * 101]),
-    (s.ModelSpec, "pretrained", [True, False, "/w.safetensors", "file:///w"], ["", "http://x/w", 1, None]),
+    (ModelSpec, "patch_size", [4, 14, 64], [3, 65, 16.0, "16", True, None]),
+    (ModelSpec, "decoder", ["mask", "linear"], ["fcn", "", None, 1]),
+    (ModelSpec, "decoder_layers", [1, 12], [0, 13]),
+    (ModelSpec, "drop_path", [0.0, 0.99], [-0.1, 1.0]),
+    (ModelSpec, "dropout", [0.0, 0.99], [-0.1, 1.0]),
+    (ModelSpec, "decoder_drop_path", [0.0, 0.99], [-0.1, 1.0]),
+    (ModelSpec, "decoder_dropout", [0.0, 0.99], [-0.1, 1.0]),
+    (ModelSpec, "backbone", ["vit_s.augreg"], ["", "../x", "vit s", "hf-hub:a/b", "a.b.c", "x" * 101]),
+    (ModelSpec, "pretrained", [True, False, "/w.safetensors", "file:///w"], ["", "http://x/w", 1, None]),
     (s.OptimSpec, "name", ["sgd", "adamw"], ["adam", "SGD"]),
     (s.OptimSpec, "lr", [1e-5, 10.0, 1], [0.0, -1.0, 10.1, float("inf"), float("nan"), "0.1", None]),
     (s.OptimSpec, "momentum", [0.0, 0.99], [1.0, -0.1]),

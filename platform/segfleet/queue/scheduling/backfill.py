@@ -128,7 +128,7 @@ def grow(allocation: Allocation, reservation: Reservation | None, now: float) ->
         pool = allocation.layout.pool
         if reservation is not None and not reservation.allows(job, now):
             pool = pool.meet(reservation.spare)
-        more = min(more, pool.room(job.gang))
+        more = job.gang.usable(workers + min(more, pool.room(job.gang))) - workers
         places = pool.place(job.gang, more)
         if not more or places is None:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -15,16 +16,26 @@ class Gang:
         cpus: Of each worker.
         gpus: Of each worker.
         max_workers: The most that help; equal to `workers` unless the job is elastic.
+        sizes: The numbers of workers it can run with, rising, from `workers` to `max_workers`; empty: all between.
     """
 
     workers: int
     cpus: int
     gpus: int
     max_workers: int = 0
+    sizes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_workers < self.workers:
             object.__setattr__(self, "max_workers", self.workers)
+
+    def usable(self, workers: int) -> int:
+        """The most of so many workers that it can run with; 0: it needs more."""
+        if workers < self.workers:
+            return 0
+        if not self.sizes:
+            return min(workers, self.max_workers)
+        return self.sizes[bisect_right(self.sizes, workers) - 1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,61 @@
+"""The best checkpoint of a training as a version in the model registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from segfleet.errors import CheckpointError
+from segfleet.spec.kinds import TrainSpec
+from segfleet_jobs.attempt import AttemptClient
+from segfleet_jobs.checkpoint import find_step, load_checkpoint
+from segfleet_jobs.origin import training_tags
+from segfleet_jobs.tracking import log_model
+from segfleet_pipelines.manifest import Manifest
+
+_FIGURES = ("miou", "pixel_accuracy", "mean_accuracy")
+
+
+def register_best(
+    client: AttemptClient,
+    spec: TrainSpec,
+    manifest: Manifest,
+    run_id: str,
+    folder: Path,
+    best_step: int,
+    tags: Mapping[str, str],
+) -> dict[str, Any]:
+    """Log a training's best checkpoint as a model of its run and have the service register it.
+
+    Args:
+        client: Of an attempt whose spec says where to.
+        spec: Of the training.
+        manifest: Of the training data.
+        run_id: The training's run.
+        folder: Holds the attempts' folders.
+        best_step: Of the checkpoint.
+        tags: What else the version says of itself.
+
+    Returns:
+        The version.
+
+    Raises:
+        CheckpointError: the checkpoint is gone or damaged.
+        ServiceError: MLflow or the service stayed away, or refuses.
+    """
+    place = find_step(folder, best_step)
+    if place is None:
+        raise CheckpointError(f"the best checkpoint, of step {best_step}, is gone from {str(folder)!r}")
+    best = load_checkpoint(place)
+    model_uri = log_model(run_id, place / "model.safetensors", best.meta, spec, manifest)
+    tags = {
+        "segfleet.content_id": manifest.content_id,
+        "segfleet.dataset": manifest.name,
+        "segfleet.variant": spec.model.variant or f"{spec.model.backbone}/{spec.model.patch_size}",
+        "segfleet.step": str(best_step),
+        **training_tags(spec, place / "model.safetensors"),
+        **tags,
+    }
+    metrics = {name: best.meta["scores"][name] for name in _FIGURES}
+    return client.register({"run_id": run_id, "model_uri": model_uri, "metrics": metrics, "tags": tags})

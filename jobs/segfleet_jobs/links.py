@@ -1,0 +1,125 @@
+"""The loop's links to the world: rank 0's to the service and MLflow, and that of every other rank, which is silent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from segfleet.errors import LaunchError
+from segfleet.spec.kinds import TrainSpec
+from segfleet.spec.resolve import resolve_spec
+from segfleet_jobs.attempt import Heart, Yielded
+from segfleet_jobs.checkpoint import CheckpointRecord
+from segfleet_jobs.evaluation import Picture
+from segfleet_jobs.group import Member, Voice
+from segfleet_jobs.loop import Link, TrainingLoop
+from segfleet_jobs.pictures import prediction_sheet
+from segfleet_jobs.tracking import Tracker
+from segfleet_pipelines.manifest import Manifest
+
+FLUSH_PATIENCE_S = 5.0
+
+
+class Pointer(Protocol):
+    """Where the service keeps the pointer to the latest checkpoint: the job's, or a trial's."""
+
+    def latest_checkpoint(self) -> dict[str, Any] | None:
+        """The pointer's value."""
+
+    def set_checkpoint(self, record: Mapping[str, Any]) -> object:
+        """Move it."""
+
+
+class ServiceLink:
+    """Rank 0's link: progress by heartbeat, curves to MLflow, checkpoints to the queue."""
+
+    def __init__(self, pointer: Pointer, heart: Heart, tracker: Tracker) -> None:
+        self._pointer, self._heart, self._tracker = pointer, heart, tracker
+
+    def latest_checkpoint(self) -> dict[str, Any] | None:
+        """The checkpoint pointer."""
+        return self._pointer.latest_checkpoint()
+
+    def set_checkpoint(self, record: CheckpointRecord) -> None:
+        """Move the pointer, once the curves up to it are written."""
+        self._tracker.flush(FLUSH_PATIENCE_S)
+        self._pointer.set_checkpoint(record.to_dict())
+
+    def progress(self, document: dict[str, Any]) -> None:
+        """Tell with the next heartbeat."""
+        self._heart.progress(document)
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Add points to the curves."""
+        self._tracker.metrics(step, values)
+
+    def pictures(self, step: int, pictures: tuple[Picture, ...], manifest: Manifest) -> None:
+        """Store a sheet of sample predictions."""
+        if pictures:
+            self._tracker.picture(step, prediction_sheet(pictures, manifest))
+
+    def confusion(self, step: int, matrix: torch.Tensor, manifest: Manifest) -> None:
+        """Store the confusion matrix in place of an earlier one."""
+        self._tracker.confusion(step, matrix.tolist(), manifest.class_names)
+
+    def must_yield(self) -> bool:
+        """What the answer to a heartbeat has said."""
+        return self._heart.must_yield
+
+
+class SilentLink:
+    """The link of every other rank."""
+
+    def latest_checkpoint(self) -> dict[str, Any] | None:
+        """Rank 0 asks for all."""
+        return None
+
+    def set_checkpoint(self, record: CheckpointRecord) -> None:
+        """Rank 0 does it."""
+
+    def progress(self, document: dict[str, Any]) -> None:
+        """Rank 0 tells."""
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Rank 0 tells."""
+
+    def pictures(self, step: int, pictures: tuple[Picture, ...], manifest: Manifest) -> None:
+        """Rank 0 tells."""
+
+    def confusion(self, step: int, matrix: torch.Tensor, manifest: Manifest) -> None:
+        """Rank 0 tells."""
+
+    def must_yield(self) -> bool:
+        """Rank 0 hears it, and tells with the next step."""
+        return False
+
+
+def train_rank(
+    member: Member,
+    config: Mapping[str, Any],
+    speak: Callable[[Voice, Tracker], Link],
+    report: Callable[[dict[str, Any], str | None], None],
+) -> dict[str, Any] | Yielded:
+    """One rank's part of a training.
+
+    Args:
+        member: The rank.
+        config: As of `training_config`.
+        speak: Makes rank 0's link.
+        report: Tells Ray Train of a checkpoint.
+    """
+    spec = resolve_spec(config["spec"])
+    if not isinstance(spec, TrainSpec):
+        raise LaunchError("the workers were given another kind of job")
+    folders = Path(config["job_folder"]), Path(config["attempt_folder"])
+    checked = config["skips"], config["content_ids"]
+    if member.voice is None:
+        return TrainingLoop(spec, member.ranks, SilentLink(), *folders, report, *checked).run()
+    tracker = Tracker(config["run_id"])
+    link = speak(member.voice, tracker)
+    result = TrainingLoop(spec, member.ranks, link, *folders, report, *checked).run()
+    tracker.close()
+    return result

@@ -1,0 +1,167 @@
+"""The driver's side of a search while trials run: starts them, hears them, ends them, and writes down what became of
+them. What it decides by are the recorded trials alone, so that a new driver goes on where this one was."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from segfleet.errors import ServiceError
+from segfleet.spec.kinds import SearchSpec
+from segfleet.spec.search import num_trials, propose, trial_spec
+from segfleet_jobs import search_rules as rules
+from segfleet_jobs.attempt import AttemptClient, Grant, Heart
+from segfleet_jobs.tpe import propose_tpe
+from segfleet_jobs.trial_link import stop_sign, trial_folder, validation_of
+from segfleet_jobs.tuning import Rungs
+
+
+class Board:
+    """The director of a search's trials.
+
+    Args:
+        grant: Of the attempt.
+        spec: The search.
+        client: The attempt's.
+        heart: Hears whether the attempt has to make room, and tells how the search goes.
+        parallel: How many trials run at a time.
+        clock: Seconds that only rise.
+
+    Attributes:
+        why: Why no further trial was begun; empty while there may be more.
+        failure: Why the search has failed; None: it has not.
+    """
+
+    def __init__(
+        self,
+        grant: Grant,
+        spec: SearchSpec,
+        client: AttemptClient,
+        heart: Heart,
+        parallel: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._grant, self._spec, self._client, self._heart = grant, spec, client, heart
+        self._parallel, self._clock = parallel, clock
+        self._num_trials = num_trials(spec)
+        self._running: dict[int, float] = {}
+        self.why = ""
+        self._refresh()
+        self._again = rules.unfinished(self._trials)
+        for number in self._again:
+            # A sign without its word in the database: the decision was never taken.
+            stop_sign(trial_folder(grant, number)).unlink(missing_ok=True)
+        self._rungs = self._make_rungs()
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """As recorded."""
+        return self._trials
+
+    @property
+    def failure(self) -> str | None:
+        """Why the search has failed; None: it has not."""
+        return rules.too_many_failures(self._trials, rules.allowed_failures(self._spec.search, self._num_trials))
+
+    def next_trial(self) -> int | None:
+        """Number of a trial to start: first those that were begun, then new ones, each recorded before it runs."""
+        if self._heart.must_yield or self.failure is not None:
+            raise StopIteration
+        if self._again:
+            return self._begin(self._again.pop(0))
+        why = rules.why_ended(self._spec.search, self._trials, self._num_trials)
+        if why is not None:
+            self._end(why)
+        number = max((trial["number"] for trial in rules.own_trials(self._trials)), default=0) + 1
+        params = self._propose(number)
+        if params is None:
+            self._end("there is no further combination to try")
+        steps = trial_spec(self._spec, params).train.steps
+        if not rules.fits_budget(self._spec.search, self._trials, steps):
+            if self._running:
+                return None  # a trial that runs may be ended early and give steps back
+            self._end(f"the budget of {self._spec.search.max_steps} steps is used up")
+        self._client.add_trial(number, "trial", params, steps)
+        return self._begin(number)
+
+    def reported(self, number: int, validation: int) -> None:
+        """A running trial has validated: it goes on, or is asked to end."""
+        self._refresh()
+        trial = self._trial(number)
+        if self._rungs is not None and trial["state"] == "running" and len(trial["reports"]) >= validation:
+            loop = trial_spec(self._spec, trial["params"]).train
+            why = self._rungs.judge(number, validation, trial["reports"][validation - 1]["value"])
+            if why is not None and validation < validation_of(loop.steps, loop.validate_every):
+                self._stop(number, why)
+        self._tell()
+
+    def ended(self, number: int, outcome: Mapping[str, Any] | None) -> None:
+        """A trial has ended for now; one that was stopped is known as such already."""
+        if outcome is None or "outcome" not in outcome:
+            outcome = {"outcome": "failed", "why": "its driver was lost too often", "worker_seconds": None}
+        if outcome["outcome"] in ("succeeded", "failed"):
+            self._move(number, outcome["outcome"], outcome["why"], outcome["worker_seconds"])
+        self._running.pop(number, None)
+        self._refresh()
+        self._tell()
+
+    def must_end(self) -> bool:
+        """Whether too many trials have failed."""
+        return self.failure is not None
+
+    def _make_rungs(self) -> Rungs | None:
+        search, loop = self._spec.search, self._spec.base.train
+        if search.scheduler == "none":
+            return None
+        rungs = Rungs(search.mode, search.grace, search.reduction, validation_of(loop.steps, loop.validate_every))
+        rungs.replay(rules.own_trials(self._trials))
+        return rungs
+
+    def _propose(self, number: int) -> dict[str, Any] | None:
+        if self._spec.search.algorithm == "optuna":
+            return propose_tpe(self._spec, rules.own_trials(self._trials), number)
+        return propose(self._spec, self._trials, number)
+
+    def _begin(self, number: int) -> int:
+        self._running[number] = self._clock()
+        self._refresh()
+        self._tell()
+        return number
+
+    def _end(self, why: str) -> NoReturn:
+        self.why = why
+        raise StopIteration
+
+    def _stop(self, number: int, why: str) -> None:
+        sign = stop_sign(trial_folder(self._grant, number))
+        sign.parent.mkdir(parents=True, exist_ok=True)
+        sign.touch()
+        workers = self._spec.base.resources.min_workers
+        spent = self._trial(number)["worker_seconds"]
+        if number in self._running:
+            spent = max(spent, workers * (self._clock() - self._running[number]))
+        self._move(number, "stopped", why, spent)
+        self._refresh()
+
+    def _move(self, number: int, state: str, why: str, worker_seconds: float | None) -> None:
+        try:
+            self._client.trial(number).state(state, why=why, worker_seconds=worker_seconds)
+        except ServiceError:
+            self._refresh()
+            if self._trial(number)["state"] not in rules.ENDED:
+                raise
+
+    def _trial(self, number: int) -> dict[str, Any]:
+        return next(trial for trial in self._trials if trial["number"] == number)
+
+    def _refresh(self) -> None:
+        self._trials = self._client.trials()
+
+    def _tell(self) -> None:
+        workers = self._spec.base.resources.min_workers
+        self._heart.progress(
+            rules.progress(
+                self._spec.search, self._trials, self._num_trials, len(self._running), workers, self._parallel
+            )
+        )

@@ -1,0 +1,135 @@
+"""What a trial of a search says and hears while it trains."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segfleet.errors import ServiceError
+from segfleet.spec.kinds import TrainSpec
+from segfleet_jobs.attempt import Grant, Heart, TrialClient
+from segfleet_jobs.checked_data import CheckedData
+from segfleet_jobs.checkpoint import CheckpointRecord
+from segfleet_jobs.links import ServiceLink
+from segfleet_jobs.tracking import Tracker
+
+_LOOK_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A trial that is to run, or to go on.
+
+    Attributes:
+        grant: Of the search's attempt.
+        number: Of the trial.
+        kind: trial or final.
+        spec: The training.
+        metric: Name of the figure that is reported at each validation, such as val/miou.
+        parent_run: MLflow's run of the search.
+        tags: What the trial's own run says of it.
+        checked: The data's check, where it has been made already.
+        worker_seconds: What earlier attempts have spent on it.
+        seconds: What the report of its latest checkpoint says, or an earlier one.
+    """
+
+    grant: Grant
+    number: int
+    kind: str
+    spec: TrainSpec
+    metric: str
+    parent_run: str
+    tags: Mapping[str, str]
+    checked: CheckedData | None
+    worker_seconds: float
+    seconds: float
+
+    @property
+    def folder(self) -> Path:
+        """The trial's own, on storage that all workers share."""
+        return trial_folder(self.grant, self.number)
+
+
+def trial_folder(grant: Grant, number: int) -> Path:
+    """Where a trial of the search keeps its checkpoints."""
+    return Path(grant.storage) / "trials" / str(number)
+
+
+def stop_sign(folder: Path) -> Path:
+    """The file by which the driver tells a trial to end: it is there before the service knows that it was stopped."""
+    return folder / "stop"
+
+
+def validation_of(step: int, validate_every: int) -> int:
+    """Number, from 1, of the validation after a step that validates; the last step always does."""
+    return -(-step // validate_every)
+
+
+def is_validation(step: int, spec: TrainSpec) -> bool:
+    """Whether the loop validates after this step."""
+    return step % spec.train.validate_every == 0 or step == spec.train.steps
+
+
+class TrialLink(ServiceLink):
+    """Rank 0's link of a trial: validations are reported, and it hears whether the trial was stopped.
+
+    Args:
+        trial: The calls about the trial.
+        heart: Hears whether the attempt has to make room.
+        tracker: Writes the trial's curves.
+        task: The trial.
+        clock: Seconds that only rise.
+    """
+
+    def __init__(
+        self,
+        trial: TrialClient,
+        heart: Heart,
+        tracker: Tracker,
+        task: Task,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(trial, heart, tracker)
+        self._trial, self._task, self._clock = trial, task, clock
+        self._begin = self._looked_at = clock()
+        self._is_stopped = False
+
+    def progress(self, document: dict[str, Any]) -> None:
+        """The heart tells of the search as a whole, which the driver knows."""
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Add points to the curves; a validation goes to the service too, before its checkpoint makes it final."""
+        super().metrics(step, values)
+        if self._task.metric in values:
+            number = validation_of(step, self._task.spec.train.validate_every)
+            seconds = round(self._task.seconds + self._clock() - self._begin, 3)
+            self._tell(lambda: self._trial.report(number, step, values[self._task.metric], values["val/miou"], seconds))
+
+    def set_checkpoint(self, record: CheckpointRecord) -> None:
+        """Move the trial's pointer, and tell what the trial has cost so far."""
+        self._tell(lambda: super(TrialLink, self).set_checkpoint(record))
+        spent = self._task.worker_seconds + self._task.spec.resources.min_workers * (self._clock() - self._begin)
+        self._tell(lambda: self._trial.state("running", worker_seconds=round(spent, 3)))
+
+    def must_yield(self) -> bool:
+        """Whether to end here: to make room, or because the trial was stopped."""
+        return super().must_yield() or self._sees_stop_sign()
+
+    def _sees_stop_sign(self) -> bool:
+        now = self._clock()
+        if not self._is_stopped and now - self._looked_at >= _LOOK_EVERY_S:
+            self._looked_at = now
+            self._is_stopped = stop_sign(self._task.folder).exists()
+        return self._is_stopped
+
+    def _tell(self, call: Callable[[], object]) -> None:
+        """What the service refuses of a trial that it knows as stopped is of no use any more."""
+        try:
+            call()
+        except ServiceError:
+            if not stop_sign(self._task.folder).exists():
+                raise
+            self._is_stopped = True
