@@ -178,7 +178,7 @@ def test_pull_makes_a_folder_or_nothing(client: Client, service: Service, tmp_pa
     with pytest.raises(ModelError, match="exists already"):
         client.pull("seg/1", out)
     with pytest.raises(ModelError):
-        client.pull("seg/2", tmp_path / "other")
+        client.pull("seg/3", tmp_path / "other")
     assert not (tmp_path / "other").exists()
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["model"]
 
