@@ -7,7 +7,7 @@ PAIR := env OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 MARKS_UNIT := not integration and not e2e and not gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit check format bench bench-architectures bench-data bench-model soak-queue lock clean
+.PHONY: help setup demo test test-unit check format bench bench-architectures bench-data bench-model bench-queue soak-queue lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,12 +52,15 @@ bench-data: $(STAMP) ## the data path beside other loaders; ARGS="--photos DIR" 
 bench-architectures: $(STAMP) ## every architecture at toy size, side by side
 	@$(BIN)/python benchmarks/compare_architectures.py $(ARGS)
 
+bench-queue: $(STAMP) ## submits and scheduling passes with 10,000 jobs
+	@$(BIN)/python benchmarks/bench_queue.py $(ARGS)
+
 bench-model: $(STAMP) ## the model beside the plain way: forward, step, memory
 	@$(BIN)/python benchmarks/bench_model.py $(ARGS)
 
 soak-queue: $(STAMP) ## 10,000 jobs under 1,000 kills of the service, on SQLite and PostgreSQL; ARGS="--seed N"
 	PYTHONPATH=tests $(BIN)/python tests/soak_queue.py $(ARGS)
-	PYTHONPATH=tests $(BIN)/python scripts/with_postgres.py $(BIN)/python tests/soak_queue.py --database postgres $(ARGS)
+	PYTHONPATH=tests $(BIN)/python scripts/with_postgres.py $(BIN)/python tests/soak_queue.py --database postgres --servers 2 $(ARGS)
 
 lock: $(STAMP) ## write requirements.lock from what .venv holds now
 	$(BIN)/python scripts/lock.py requirements.lock
