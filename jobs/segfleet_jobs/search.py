@@ -83,7 +83,7 @@ def _search(search: Search, client: AttemptClient, heart: Heart) -> dict[str, An
     if best is None:
         whys = sorted({trial["why"] for trial in rules.own_trials(trials) if trial["why"]})
         raise SearchFailedError(f"no trial has a value: {'; '.join(whys) or 'there was none'}")
-    if measure_models(search, trials, heart) is not None:
+    if measure_models(search, trials, client, heart) is not None:
         return Yielded(rules.steps_done(trials))
     chosen = _final(search, best, client, heart)
     if isinstance(chosen, Yielded):
@@ -110,7 +110,7 @@ def _final(search: Search, best: rules.Trial, client: AttemptClient, heart: Hear
         trial = client.trial(number).state(state, why=outcome.why, worker_seconds=outcome.worker_seconds)
         if state == "failed":
             raise SearchFailedError(f"the final training of trial {best['number']} has failed: {outcome.why}")
-    measure_models(search, client.trials(), heart)
+    measure_models(search, client.trials(), client, heart)
     return trial
 
 

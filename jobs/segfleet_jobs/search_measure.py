@@ -14,7 +14,7 @@ from segfleet.errors import SettingsError, SpecError
 from segfleet.spec.kinds import TrainSpec
 from segfleet.spec.resolve import resolve_spec, to_document
 from segfleet.spec.search import trial_spec
-from segfleet_jobs.attempt import Heart, Yielded
+from segfleet_jobs.attempt import AttemptClient, Heart, Yielded
 from segfleet_jobs.bench_model import CPU_BATCH, Task, measure
 from segfleet_jobs.group import Member, OneOfMany, run_group
 from segfleet_jobs.measuring import in_fresh_process
@@ -62,12 +62,15 @@ def model_key(spec: TrainSpec) -> str:
     return json.dumps({"model": model, "window": spec.eval.window, "step": step}, sort_keys=True)
 
 
-def measure_models(search: Search, trials: Sequence[Mapping[str, Any]], heart: Heart) -> Yielded | None:
+def measure_models(
+    search: Search, trials: Sequence[Mapping[str, Any]], client: AttemptClient, heart: Heart
+) -> Yielded | None:
     """Measure the model of each trial that has not failed, each distinct one once, and note the figures.
 
     Args:
         search: The search, no trial of which runs.
         trials: As recorded; what is measured already is not measured again.
+        client: Of the attempt.
         heart: Of the driver.
 
     Returns:
@@ -84,12 +87,13 @@ def measure_models(search: Search, trials: Sequence[Mapping[str, Any]], heart: H
     for key, same in by_key.items():
         known = next((trial for trial in same if trial["images_per_s"] is not None), None)
         numbers = [trial["number"] for trial in same if trial["images_per_s"] is None]
-        figures = None if known is None else Figures(*(known[name] for name in Figures.__slots__))
-        if numbers:
-            jobs.append({"numbers": numbers, "spec": to_document(specs[key]), "known": figures})
+        if known is not None:
+            _note(client, numbers, Figures(*(known[name] for name in Figures.__slots__)))
+        elif numbers:
+            jobs.append({"numbers": numbers, "spec": to_document(specs[key])})
     if not jobs:
         return None
-    heart.progress({"phase": "measuring models", "step": 0, "num_steps": len(jobs)})
+    heart.progress({"phase": "measuring models", "step": 0, "num_steps": len(jobs), "eta_s": None})
     base = search.spec.base
     config = {
         "jobs": jobs,
@@ -115,16 +119,19 @@ def _measure_all(member: Member, config: Mapping[str, Any]) -> Yielded | None:
         if member.voice.heart.must_yield:
             return Yielded(done)
         member.voice.heart.progress({"phase": "measuring models", "step": done, "num_steps": len(config["jobs"])})
-        figures: Figures | None = job["known"] or _try_to_measure(job, config)
-        if figures is None:
-            continue
-        for number in job["numbers"]:
-            member.voice.client.trial(number).measured(
-                parameters=figures.parameters,
-                images_per_s=figures.images_per_s,
-                peak_memory_mib=figures.peak_memory_mib,
-            )
+        figures = _try_to_measure(job, config)
+        if figures is not None:
+            _note(member.voice.client, job["numbers"], figures)
     return None
+
+
+def _note(client: AttemptClient, numbers: Sequence[int], figures: Figures) -> None:
+    for number in numbers:
+        client.trial(number).measured(
+            parameters=figures.parameters,
+            images_per_s=figures.images_per_s,
+            peak_memory_mib=figures.peak_memory_mib,
+        )
 
 
 def _try_to_measure(job: Mapping[str, Any], config: Mapping[str, Any]) -> Figures | None:

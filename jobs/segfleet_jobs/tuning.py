@@ -7,6 +7,7 @@ so there may be no more trials than the attempt has workers for.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ def run_trials(
     """
     # Neither tables of trials on the terminal nor files of results: both are the service's.
     os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_MAX_PENDING_TRIALS_PG="1")
+    # It misses the files of results that nobody has asked for.
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     # Not by a Tuner: that writes all it is given to the storage, the director's secrets too.
     tune.run(
         tune.with_resources(tune.with_parameters(_run, run=trainable, shared=dict(shared)), _DRIVER_RESOURCES),

@@ -16,7 +16,7 @@ import codecs
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -120,9 +120,20 @@ class Client(PromotionCalls, WebhookCalls, RetentionCalls, AccessCalls):
         headers = {"Idempotency-Key": str(uuid.uuid4()) if key is None else key}
         return as_document(self._connection.post("/jobs", {"spec": _readied(spec)}, headers=headers))
 
-    def jobs(self, *, state: str | None = None, project: str | None = None, limit: int = 100) -> list[Document]:
-        """Jobs without their specs, the newest first."""
-        return self._listed("jobs", self._connection.get("/jobs", state=state, project=project, limit=limit))
+    def jobs(
+        self,
+        *,
+        state: str | Sequence[str] | None = None,
+        project: str | None = None,
+        owner: str | None = None,
+        kind: str | None = None,
+        name: str | None = None,
+        limit: int | None = 100,
+    ) -> list[Document]:
+        """Jobs without their specs, the newest first: at most `limit`, or all; of any of the states, with that in
+        their name."""
+        wanted = {"state": state, "project": project, "owner": owner, "kind": kind, "name": name}
+        return self._connection.pages("/jobs", "jobs", limit, wanted)
 
     def job(self, job_id: str) -> Document:
         """One job with its spec, its attempts and, while it is queued, why it waits and at which place.
@@ -134,7 +145,7 @@ class Client(PromotionCalls, WebhookCalls, RetentionCalls, AccessCalls):
 
     def events(self, job_id: str) -> list[Document]:
         """What happened to a job, the oldest first."""
-        return self._listed("events", self._connection.get(path_of("jobs", job_id, "events")))
+        return self._connection.items(self._connection.get(path_of("jobs", job_id, "events")), "events")
 
     def trials(self, job_id: str) -> Document:
         """All trials of a search, and what they are compared by.
@@ -243,7 +254,7 @@ class Client(PromotionCalls, WebhookCalls, RetentionCalls, AccessCalls):
 
     def models(self) -> list[Document]:
         """Registered models: name, versions' number, aliases, newest version."""
-        return self._listed("models", self._connection.get("/models"))
+        return self._connection.items(self._connection.get("/models"), "models")
 
     def model(self, name_ref: str) -> Document:
         """A registered model (NAME) with its versions, or one version of it (NAME@ALIAS, NAME/VERSION).
@@ -317,12 +328,6 @@ class Client(PromotionCalls, WebhookCalls, RetentionCalls, AccessCalls):
     def status(self) -> Document:
         """The service's version, its queue in numbers, and whether Ray and MLflow answer."""
         return as_document(self._connection.get("/status"))
-
-    def _listed(self, name: str, answer: Any) -> list[Document]:
-        items = as_document(answer).get(name)
-        if not isinstance(items, list):
-            raise self._connection.stranger()
-        return [as_document(item) for item in items]
 
 
 def _readied(spec: Mapping[str, Any] | str | Path) -> Document:

@@ -21,6 +21,8 @@ Document = dict[str, Any]
 _WORTH_ANOTHER_TRY = (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.TOO_MANY_REQUESTS)
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
+# The longest that the service gives out.
+PAGE = 1000
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 
 
@@ -85,6 +87,39 @@ class Connection:
             SegfleetError: what the service refused, as the class it raised; ServiceError if it cannot be reached.
         """
         return self._decoded(self.request("GET", path, params=params, patience_s=patience_s))
+
+    def items(self, answer: Any, name: str) -> list[Document]:
+        """The list of this name in an answer.
+
+        Raises:
+            ServiceError: there is none.
+        """
+        found = as_document(answer).get(name)
+        if not isinstance(found, list):
+            raise self.stranger()
+        return [as_document(item) for item in found]
+
+    def pages(self, path: str, name: str, limit: int | None, params: Mapping[str, Any]) -> list[Document]:
+        """The items of a list that comes page by page.
+
+        Args:
+            path: Of the list.
+            name: Of the items in a page.
+            limit: At most so many; None: all.
+            params: As for `get`.
+
+        Raises:
+            SegfleetError: as `get`.
+        """
+        found: list[Document] = []
+        before = None
+        while limit is None or len(found) < limit:
+            size = PAGE if limit is None else min(limit - len(found), PAGE)
+            page = as_document(self.get(path, before=before, limit=size, **params))
+            found += self.items(page, name)
+            if (before := page.get("next")) is None:
+                break
+        return found
 
     def post(
         self,

@@ -121,17 +121,22 @@ def submit(
 
 
 def jobs(
-    state: Annotated[JobState | None, typer.Option(help="Only these.")] = None,
+    state: Annotated[list[JobState] | None, typer.Option(help="Only these; may be given several times.")] = None,
     project: Annotated[str | None, typer.Option(help="Only jobs of this project.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many, the newest first.")] = 100,
+    owner: Annotated[str | None, typer.Option(help="Only jobs of this user.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only jobs of this kind, such as train.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only jobs with this in their name.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest first.")] = 100,
+    every: Annotated[bool, typer.Option("--all", help="However many there are.")] = False,
     as_json: Json = False,
 ) -> None:
     """List jobs, the newest first.
 
-    Example: segfleet jobs --state running
+    Example: segfleet jobs --state running --state queued --owner ann
     """
     with Client() as client:
-        found = client.jobs(state=state, project=project, limit=limit)
+        most = None if every else limit
+        found = client.jobs(state=state, limit=most, project=project, owner=owner, kind=kind, name=name)
     if as_json:
         print_json(found)
         return

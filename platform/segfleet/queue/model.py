@@ -78,6 +78,27 @@ def work_of(spec: Mapping[str, Any]) -> Document:
     return {key: value for key, value in spec.items() if key not in _NOT_OF_THE_WORK}
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which jobs a list is to have; what is not given leaves none out.
+
+    Attributes:
+        states: Any of them; none: all.
+        name: Anywhere in the job's name.
+        before: Submitted before the job of this `seq`: where the page before has ended.
+    """
+
+    states: tuple[JobState, ...] = ()
+    project: str | None = None
+    owner: str | None = None
+    kind: str | None = None
+    name: str | None = None
+    before: int | None = None
+
+
+EVERY_JOB = Wanted()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One submitted spec and all that has become of it.

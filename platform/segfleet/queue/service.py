@@ -18,7 +18,7 @@ from segfleet.queue import fencing, intake, lifecycle
 from segfleet.queue.board import Board
 from segfleet.queue.clock import Clock
 from segfleet.queue.desk import AttemptDesk
-from segfleet.queue.model import Attempt, Document, Event, Job, gang_of
+from segfleet.queue.model import EVERY_JOB, Attempt, Document, Event, Job, Wanted, gang_of
 from segfleet.queue.policy import beyond_limits, check_rules, difference, force, is_forced, policy_of
 from segfleet.queue.scheduling.admission import never_fits
 from segfleet.queue.scheduling.values import Gang, Quota
@@ -122,10 +122,10 @@ class Queue(AttemptDesk):
         with self.store.read() as tx:
             return self._seen(tx.job(job_id))
 
-    def list(self, state: JobState | None = None, project: str | None = None, limit: int = 100) -> tuple[Job, ...]:
+    def list(self, wanted: Wanted = EVERY_JOB, limit: int = 100) -> tuple[Job, ...]:
         """Jobs, the newest first."""
         with self.store.read() as tx:
-            return tuple(self._seen(job) for job in tx.list_jobs(state, project, limit))
+            return tuple(self._seen(job) for job in tx.list_jobs(wanted, limit))
 
     def counts(self) -> dict[JobState, int]:
         """Number of jobs in each state that has any."""

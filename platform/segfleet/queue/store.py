@@ -19,7 +19,7 @@ from segfleet.queue.database import WRITE, exclusive, migrate, open_engine
 from segfleet.queue.leader_rows import LeaderRows
 from segfleet.queue.line_rows import LineRows
 from segfleet.queue.metric_rows import MetricRows
-from segfleet.queue.model import Attempt, Dependency, Document, Event, Job
+from segfleet.queue.model import Attempt, Dependency, Document, Event, Job, Wanted
 from segfleet.queue.rows import attempt_of, event_of, job_of
 from segfleet.queue.states import HOLDING, JobState
 from segfleet.queue.tables import attempts, dependencies, events, idempotency, jobs, policies
@@ -83,13 +83,19 @@ class Transaction:
             raise UnknownJobError(job_id)
         return job_of(row)
 
-    def list_jobs(self, state: JobState | None, project: str | None, limit: int) -> list[Job]:
+    def list_jobs(self, wanted: Wanted, limit: int) -> list[Job]:
         """The newest jobs first."""
-        query = select(jobs).order_by(jobs.c.seq.desc()).limit(limit)
-        if state is not None:
-            query = query.where(jobs.c.state == state)
-        if project is not None:
-            query = query.where(jobs.c.project == project)
+        c = jobs.c
+        query = select(jobs).order_by(c.seq.desc()).limit(limit)
+        if wanted.states:
+            query = query.where(c.state.in_(wanted.states))
+        for column, value in ((c.project, wanted.project), (c.owner, wanted.owner), (c.kind, wanted.kind)):
+            if value is not None:
+                query = query.where(column == value)
+        if wanted.name is not None:
+            query = query.where(c.name.contains(wanted.name, autoescape=True))
+        if wanted.before is not None:
+            query = query.where(c.seq < wanted.before)
         return [job_of(row) for row in self._connection.execute(query)]
 
     def known_jobs(self, job_ids: Collection[str]) -> set[str]:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Query, Response
 
 from segfleet.access.roles import Identity, Role
 from segfleet.errors import AccessError, Problem, SpecError
-from segfleet.queue.model import gang_of
+from segfleet.queue.model import Wanted, gang_of
 from segfleet.queue.states import JobState, is_terminal
 from segfleet.server.inputs import require_inputs, require_model
 from segfleet.server.logs import read_logs
@@ -71,13 +71,18 @@ def submit(
 @router.get("/jobs")
 def list_jobs(
     services: ServicesArg,
-    state: JobState | None = None,
+    state: Annotated[list[JobState] | None, Query(max_length=len(JobState), description="any of these")] = None,
     project: Annotated[str | None, Query(max_length=63)] = None,
+    owner: Annotated[str | None, Query(max_length=63)] = None,
+    kind: Annotated[str | None, Query(max_length=16)] = None,
+    name: Annotated[str | None, Query(max_length=63, description="anywhere in the job's name")] = None,
+    before: Annotated[int | None, Query(ge=1, lt=2**63, description="`next` of the page before")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> JobsAnswer:
-    """Jobs without their specs, the newest first."""
-    jobs = services.queue.list(state=state, project=project, limit=limit)
-    return JobsAnswer(jobs=[JobAnswer(**JobAnswer.fields_of(job)) for job in jobs])
+    """Jobs without their specs: a page, the newest first. Jobs that are submitted meanwhile shift no page."""
+    jobs = services.queue.list(Wanted(tuple(state or ()), project, owner, kind, name, before), limit)
+    answers = [JobAnswer(**JobAnswer.fields_of(job)) for job in jobs]
+    return JobsAnswer(jobs=answers, next=jobs[-1].seq if len(jobs) == limit else None)
 
 
 @router.get("/jobs/{job_id}")

@@ -225,9 +225,10 @@ class SubmittedAnswer(JobAnswer):
 
 
 class JobsAnswer(BaseModel):
-    """Jobs, the newest first."""
+    """A page of jobs, the newest first."""
 
     jobs: list[JobAnswer]
+    next: int | None = Field(description="`before` of the next page; null: this was the last")
 
 
 class PolicyAnswer(BaseModel):

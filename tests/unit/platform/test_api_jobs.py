@@ -30,7 +30,7 @@ def test_check_fills_in_the_defaults_and_stores_nothing(service: Any, tmp_path: 
     assert answer.status_code == 200
     assert answer.json()["needs"] == {"workers": 2, "cpus": 6, "gpus": 0}
     assert answer.json()["spec"]["optim"]["momentum"] == 0.9
-    assert service.http.get(JOBS, headers=service.bearer).json() == {"jobs": []}
+    assert service.http.get(JOBS, headers=service.bearer).json() == {"jobs": [], "next": None}
 
 
 def test_a_wrong_spec_is_answered_with_every_problem(service: Any) -> None:
@@ -41,7 +41,7 @@ def test_a_wrong_spec_is_answered_with_every_problem(service: Any) -> None:
         document = answer.json()
         assert document["code"] == "spec_invalid"
         assert {problem["path"] for problem in document["problems"]} == {"optim.lr", "optim.lrr", "train.steps"}
-    assert service.http.get(JOBS, headers=service.bearer).json() == {"jobs": []}
+    assert service.http.get(JOBS, headers=service.bearer).json() == {"jobs": [], "next": None}
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_cancel_and_retry(service: Any) -> None:
 
 
 def test_a_database_that_is_away_is_worth_another_try(service: Any) -> None:
-    def locked(**_: Any) -> Any:
+    def locked(*_: Any) -> Any:
         raise QueueUnavailableError("the queue's database is locked")
 
     service.queue.list = locked

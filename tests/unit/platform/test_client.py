@@ -170,6 +170,24 @@ def test_following_a_log_ends_when_it_is_complete(client: Client, service: Servi
     assert "".join(pieces).endswith("one\ntwo\n")
 
 
+def test_jobs_come_page_by_page_and_new_ones_shift_none(
+    client: Client, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segfleet.connection.PAGE", 2)
+    names = [f"job-{i}" for i in range(5)]
+    for name in names:
+        service.submit(name=name)
+    assert [job["name"] for job in client.jobs(limit=None)] == names[::-1]
+    assert [job["name"] for job in client.jobs(limit=3)] == names[:1:-1]
+    assert [job["name"] for job in client.jobs(limit=None, name="b-3", state=["queued", "running"])] == ["job-3"]
+    assert client.jobs(state="running") == client.jobs(owner="nobody") == client.jobs(kind="train") == []
+    first = service.http.get("/api/v1/jobs", params={"limit": 2}, headers=service.bearer).json()
+    service.submit(name="new")
+    rest = service.http.get("/api/v1/jobs", params={"before": first["next"]}, headers=service.bearer).json()
+    assert [job["name"] for job in rest["jobs"]] == names[2::-1]
+    assert rest["next"] is None
+
+
 def test_pull_makes_a_folder_or_nothing(client: Client, service: Service, tmp_path: Path) -> None:
     out = client.pull("seg@best", tmp_path / "deep" / "model")
     found = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}

@@ -18,7 +18,7 @@ from segfleet.errors import (
 )
 from segfleet.queue import fencing, lifecycle
 from segfleet.queue.board import Board
-from segfleet.queue.model import ATTEMPT_ID, JOB_ID, Grant, Job
+from segfleet.queue.model import ATTEMPT_ID, JOB_ID, Grant, Job, Wanted
 from segfleet.queue.scheduling.values import Gang, Node, Wait
 from segfleet.queue.service import Queue
 from segfleet.queue.states import FailureClass, JobState
@@ -115,9 +115,19 @@ def test_list_is_newest_first_and_filtered(queue: Queue) -> None:
     jobs = [queue.submit(train_document(project=p), owner="ann")[0] for p in ("a", "b", "a")]
     queue.cancel(jobs[0].id, "ann")
     assert [job.id for job in queue.list()] == [job.id for job in reversed(jobs)]
-    assert [job.id for job in queue.list(project="a")] == [jobs[2].id, jobs[0].id]
-    assert [job.id for job in queue.list(state=JobState.CANCELLED)] == [jobs[0].id]
     assert [job.id for job in queue.list(limit=1)] == [jobs[2].id]
+    for wanted, found in (
+        (Wanted(project="a"), [2, 0]),
+        (Wanted((JobState.CANCELLED,)), [0]),
+        (Wanted((JobState.CANCELLED, JobState.QUEUED)), [2, 1, 0]),
+        (Wanted(owner="ann", kind="train"), [2, 1, 0]),
+        (Wanted(owner="bob"), []),
+        (Wanted(kind="prepare"), []),
+        (Wanted(name="hap"), [2, 1, 0]),
+        (Wanted(name="s%a"), []),
+        (Wanted(before=jobs[2].seq), [1, 0]),
+    ):
+        assert [job.id for job in queue.list(wanted)] == [jobs[i].id for i in found], wanted
     assert queue.counts() == {JobState.QUEUED: 2, JobState.CANCELLED: 1}
 
 
