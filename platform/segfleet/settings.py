@@ -203,7 +203,7 @@ class Settings:
             lease_s=_number(env, "SEGFLEET_LEASE_S", 45.0),
             start_deadline_s=_number(env, "SEGFLEET_START_DEADLINE_S", 300.0),
             poll_s=_number(env, "SEGFLEET_POLL_S", 0.5),
-            leader_lease_s=_number(env, "SEGFLEET_LEADER_LEASE_S", 15.0),
+            leader_lease_s=_number(env, "SEGFLEET_LEADER_LEASE_S", 15.0, least=3.0),
             door=Door.of(env),
             attempts_url=attempts_url(env),
             webhook_hosts=webhook_hosts(env),
@@ -294,7 +294,7 @@ def ensure_token(path: Path, prefix: str = "") -> str:
     return read_token(path)
 
 
-def _number(env: Mapping[str, str], name: str, default: float) -> float:
+def _number(env: Mapping[str, str], name: str, default: float, least: float = -math.inf) -> float:
     text = env.get(name)
     try:
         value = default if text is None else float(text)
@@ -302,4 +302,6 @@ def _number(env: Mapping[str, str], name: str, default: float) -> float:
         value = math.nan
     if not math.isfinite(value):
         raise SettingsError(f"{name}={text!r} is not a number")
+    if value < least:
+        raise SettingsError(f"{name}={text!r} is too little; use at least {least:g}")
     return value

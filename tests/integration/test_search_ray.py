@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ def states(trials: list[dict[str, Any]]) -> dict[int, str]:
 
 def test_a_grid_with_asha_survives_the_kill_of_its_driver_and_ends_in_a_model(ray_stage: Stage, shards: str) -> None:
     # Whoever comes after a better one is ended.
-    space = {"optim.lr": [0.003, 0.00001, 0.0001]}
+    space = {"optim.lr": [0.003, 0.00001]}
     search = {"scheduler": "asha", "reduction": 2, "max_parallel": 2}
     document = tiny_search(shards, space, search, final={"steps": 2}, register={"model": "seg"}, train={"steps": 6})
     job = ray_stage.submit(document)
@@ -53,7 +54,7 @@ def test_a_grid_with_asha_survives_the_kill_of_its_driver_and_ends_in_a_model(ra
     second = ray_stage.start(job, workers=1)
     assert second.wait(timeout=400) == 0, ray_stage.log(job)
     trials, result = ray_stage.trials(job), ray_stage.job(job)["result"]
-    assert [trial["kind"] for trial in trials] == ["trial"] * 3 + ["final"]
+    assert [trial["kind"] for trial in trials] == ["trial"] * 2 + ["final"]
     assert set(states(trials).values()) <= {"succeeded", "stopped"}
     assert trials[0] == {**before[0], **_measured(trials[0])}, "what had ended was run again"
     assert all(len({r["validation"] for r in trial["reports"]}) == len(trial["reports"]) for trial in trials)
@@ -65,9 +66,9 @@ def test_a_grid_with_asha_survives_the_kill_of_its_driver_and_ends_in_a_model(ra
         assert trial["parameters"] > 1000
         assert trial["images_per_s"] > 0
         assert trial["worker_seconds"] > 0
-    best = max(trials[:3], key=lambda trial: (trial["best_value"], -trial["number"]))
-    assert (result["best_trial"], result["trial"]) == (best["number"], 4)
-    assert result["why"] == "all 3 trials are done"
+    best = max(trials[:2], key=lambda trial: (trial["best_value"], -trial["number"]))
+    assert (result["best_trial"], result["trial"]) == (best["number"], 3)
+    assert result["why"] == "all 2 trials are done"
     registered = ray_stage.service.registry.registered[-1]
     assert registered.tags["segfleet.parent_trial"] == str(best["number"])
     _check_runs(ray_stage, job, result, trials)
@@ -98,9 +99,10 @@ def _check_runs(made: Stage, job: str, result: dict[str, Any], trials: list[dict
 
 
 def test_a_gang_of_two_runs_trials_of_two_workers_one_by_one_over_a_failure_and_a_yield(
-    ray_stage: Stage, shards: str
+    ray_stage: Stage, shards: str, tmp_path: Path
 ) -> None:
-    space = {"model.pretrained": ["/data/absent.npz", False]}
+    (tmp_path / "broken.npz").write_bytes(b"no weights")
+    space = {"model.pretrained": [str(tmp_path / "broken.npz"), False]}
     train = {"steps": 8, "validate_every": 8, "checkpoint_every": 8}
     document = tiny_search(shards, space, {"max_parallel": 2}, train=train, resources={"workers": 2})
     job = ray_stage.submit(document)
@@ -108,7 +110,7 @@ def test_a_gang_of_two_runs_trials_of_two_workers_one_by_one_over_a_failure_and_
     wait_for(lambda: len(ray_stage.trials(job)) > 1 or first.poll() is not None, 300)
     failed = ray_stage.trials(job)[0]
     assert failed["state"] == "failed", "trials of two workers ran side by side on two CPUs"
-    assert "absent.npz" in failed["why"]
+    assert "broken.npz" in failed["why"]
     ray_stage.ask_to_yield(job)
     assert first.wait(timeout=300) == 0, ray_stage.log(job)
     assert ray_stage.job(job)["state"] == "queued"

@@ -12,6 +12,8 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from segfleet.errors import ModelError, ModelRefusedError, QuotaExceededError, ServiceError, SpecError
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
     from segfleet.registry.registry import Registry
 
 # Longer than a call to MLflow can last with all its repetitions: a move that is older is nobody's any more.
-TAKE_OVER_S = 90.0
+TAKE_OVER_S = 300.0
+# A request waits no longer for one that talks to MLflow.
+_TURN_S = 2.0
 _AGAIN = "promote again"
 _log = logging.getLogger(__name__)
 
@@ -123,6 +127,7 @@ class Promotions:
         holder = self._registry.holder(model, alias)
         with self._queue.store.write() as tx:
             rows, now = tx.promotions, self._queue.clock()
+            rows.one_at_a_time(model, alias)
             known = (rows.of_origin(origin) if origin else None) or rows.open_of(model, alias, version)
             last = rows.last_promoted(model, alias) if holder == version else None
             if known is None and last is not None and last.version == version:
@@ -217,11 +222,14 @@ class Promotions:
 
     def _outdated(self, promotion: Promotion) -> str:
         """Why a comparison does not count any more; empty if it does."""
+        if trouble := self._other_gate(promotion):
+            return trouble
+        return self._other_holder(promotion, self._registry.holder(promotion.model, promotion.alias))
+
+    def _other_gate(self, promotion: Promotion) -> str:
         with self._queue.store.read() as tx:
             rules = tx.promotions.gate(promotion.model, promotion.alias)
-        if rules != promotion.gate:
-            return f"the gate was changed meanwhile; {_AGAIN}"
-        return self._other_holder(promotion, self._registry.holder(promotion.model, promotion.alias))
+        return "" if rules == promotion.gate else f"the gate was changed meanwhile; {_AGAIN}"
 
     def _other_holder(self, promotion: Promotion, holder: str | None) -> str:
         if holder == promotion.holder:
@@ -233,9 +241,13 @@ class Promotions:
 
     def _begin_move(self, promotion: Promotion, why: str, more: Document) -> Promotion:
         """Take the alias' slot, and move; while somebody else has the slot, the promotion waits."""
+        if trouble := self._other_gate(promotion):
+            return self._end(promotion, PromotionState.STALE, trouble, more)
         slot = f"{promotion.model}@{promotion.alias}"
         moving = {"state": PromotionState.MOVING, "why": why, "slot": slot, "mover": self._instance, **more}
-        with self._moving:
+        with self._turn() as is_mine:
+            if not is_mine:
+                return promotion
             try:
                 begun = self._change(promotion, moving)
             except SlotTakenError:
@@ -244,12 +256,24 @@ class Promotions:
 
     def _move(self, promotion: Promotion) -> Promotion:
         """Go on with a move that some process has begun."""
-        with self._moving:
-            if promotion.mover != self._instance:
-                if self._queue.clock() - promotion.updated_at < self._take_over_s:
-                    return promotion
-                promotion = self._change(promotion, {"mover": self._instance})
-            return self._finish_move(promotion)
+        with self._turn() as is_mine:
+            if not is_mine:
+                return promotion
+            is_ours = promotion.mover == self._instance
+            if not is_ours and self._queue.clock() - promotion.updated_at < self._take_over_s:
+                return promotion
+            # Each try begins the time anew after which another process may take over.
+            return self._finish_move(self._change(promotion, {"mover": self._instance}))
+
+    @contextmanager
+    def _turn(self) -> Iterator[bool]:
+        """The right to move aliases in this process; False: another thread has it, and the worker comes again."""
+        is_mine = self._moving.acquire(timeout=_TURN_S)
+        try:
+            yield is_mine
+        finally:
+            if is_mine:
+                self._moving.release()
 
     def _finish_move(self, promotion: Promotion) -> Promotion:
         """With the slot and under the lock: nothing else of this project touches the alias now."""
@@ -259,7 +283,9 @@ class Promotions:
             return promotion
         holder = self._registry.holder(promotion.model, promotion.alias)
         if holder != promotion.version:
-            trouble = self._other_holder(promotion, holder) if promotion.gate is not None else ""
+            trouble = self._other_gate(promotion)
+            if not trouble and promotion.gate is not None:
+                trouble = self._other_holder(promotion, holder)
             if trouble:
                 return self._end(promotion, PromotionState.STALE, trouble)
             try:

@@ -16,6 +16,7 @@ from segfleet.queue.states import JobState, is_terminal
 from segfleet.spec.location import split_location
 from segfleet.spec.resolve import resolve_spec, to_document
 
+_WHAT_IS_MEASURED = ("kind", "model", "data", "eval", "precision")
 # Bytes; ten thousand shards make two million.
 _LARGEST_MANIFEST = 64 * 1024**2
 
@@ -72,6 +73,7 @@ def submit_evaluation(queue: Queue, promotion: Promotion, gate: Gate, version: s
     Raises:
         SpecError: the job can never run.
         QuotaExceededError: whoever asked for the promotion has as many waiting jobs as allowed.
+        EvaluationFailedError: some other job has taken the key.
     """
     spec = evaluation_spec(gate, version, f"{side}-for-{promotion.alias}"[:63], promotion.project)
     forced, _ = queue.force(spec)
@@ -79,8 +81,14 @@ def submit_evaluation(queue: Queue, promotion: Promotion, gate: Gate, version: s
     try:
         job, _ = queue.submit(resolved, owner=promotion.who, key=f"{promotion.id}:{side}")
     except IdempotencyConflictError as error:
-        # Submitted before the service was stopped; the operator's rules have changed the spec since.
-        return error.job_id
+        # Submitted before the service was stopped; the operator's rules have changed the spec since. But keys are the
+        # users' own too: a job counts only if it evaluates the same.
+        job = queue.get(error.job_id)
+        if any(job.spec.get(name) != resolved[name] for name in _WHAT_IS_MEASURED):
+            raise EvaluationFailedError(
+                f"job {job.id} was submitted under this promotion's key and does not evaluate {version} by the gate; "
+                "promote again"
+            ) from error
     return job.id
 
 
@@ -104,7 +112,7 @@ def as_plain(figures: Figures | None) -> dict[str, Any] | None:
 
 
 def _is_same(spec: Document, result: Document, wanted: Document, measured: Document, gate: Gate) -> bool:
-    same = ["eval", "precision"]
+    same = ["eval", "precision", "data"]
     # Speeds compare only if they were measured on as many workers.
     if gate.faster is not None:
         same.append("resources")

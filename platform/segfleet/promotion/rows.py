@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, delete, insert, select, update
+from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from segfleet.promotion.values import OPEN, Promotion, PromotionState
@@ -34,6 +34,11 @@ class PromotionRows:
         """Rows of a model's gates by alias."""
         query = select(gates).where(gates.c.model == model).order_by(gates.c.alias)
         return {row.alias: row for row in self._connection.execute(query)}
+
+    def one_at_a_time(self, model: str, alias: str) -> None:
+        """Let others who ask for this alias wait for the end of the transaction; SQLite has one writer anyway."""
+        if self._connection.dialect.name != "sqlite":
+            self._connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(f"{model}@{alias}"))))
 
     def gate(self, model: str, alias: str) -> Document | None:
         """The rules of an alias; None: it has none."""

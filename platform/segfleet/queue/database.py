@@ -79,7 +79,9 @@ def migrate(engine: Engine) -> None:
             if engine.dialect.name == "sqlite":
                 _check_sound(connection)
             else:
-                # Servers that start together would make the same tables.
+                # Servers that start together would make the same tables: all but one wait, however long that takes.
+                for bound in ("lock_timeout", "idle_in_transaction_session_timeout"):
+                    connection.exec_driver_sql(f"SET LOCAL {bound} = 0")
                 connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_KEY)))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")

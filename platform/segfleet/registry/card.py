@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 PICTURES = "pictures"
 CARD = "README.md"
@@ -51,10 +52,10 @@ def write_card(folder: Path, version: Mapping[str, Any]) -> None:
     if drawn.is_file():
         picture = _read_confusion(drawn)
         if picture:
-            drawn.with_suffix(".svg").write_text(picture, encoding="utf-8")
+            drawn.with_suffix(".svg").write_text(picture, encoding="utf-8", errors="replace")
     config = _document(folder / "artifacts" / "config.json")
     pictures = sorted(path.name for path in (folder / PICTURES).glob("*") if path.suffix in (".png", ".svg"))
-    (folder / CARD).write_text(model_card(version, config, pictures), encoding="utf-8")
+    (folder / CARD).write_text(model_card(version, config, pictures), encoding="utf-8", errors="replace")
 
 
 def model_card(version: Mapping[str, Any], config: Mapping[str, Any], pictures: Sequence[str]) -> str:
@@ -70,7 +71,7 @@ def model_card(version: Mapping[str, Any], config: Mapping[str, Any], pictures: 
     parts = [f"# {_plain(title)}{f' ({aliases})' if aliases else ''}", _model_text(config)]
     parts += [_figures_text(version["metrics"]), _classes_text(config)]
     if pictures:
-        shown = "\n".join(f"![{_plain(name)}]({PICTURES}/{name})" for name in pictures)
+        shown = "\n".join(f"![{_plain(name)}]({PICTURES}/{quote(name, errors='replace')})" for name in pictures)
         parts.append(f"## Pictures\n\n{shown}")
     parts += [_LOAD.format(folder="FOLDER").rstrip(), _origin_text(version)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -112,7 +113,7 @@ def _read_confusion(path: Path) -> str:
         if not isinstance(names, list) or not isinstance(matrix, list) or len(names) > _MOST_CLASSES:
             return ""
         return confusion_svg([str(name) for name in names], [[float(count) for count in row] for row in matrix])
-    except (TypeError, ValueError, IndexError):
+    except (TypeError, ValueError, IndexError, OverflowError):
         return ""
 
 
@@ -120,11 +121,12 @@ def _model_text(config: Mapping[str, Any]) -> str:
     model, window = config.get("model"), config.get("window")
     if not isinstance(model, Mapping) or not isinstance(window, Mapping):
         return "A model that was not made by segfleet."
-    size = f", patches of {model['patch_size']} pixels" if model.get("patch_size") else ""
+    said = {name: _plain(str(value)) for name, value in {**model, **window}.items()}
+    size = f", patches of {said['patch_size']} pixels" if model.get("patch_size") else ""
     return (
-        f"Semantic segmentation, {model.get('arch', 'segmenter')}: backbone `{model.get('backbone')}`{size}, "
-        f"{model.get('decoder')} decoder, {model.get('num_classes')} classes. Takes RGB pictures of any size, and "
-        f"labels them in windows of {window.get('window')} pixels every {window.get('stride')}."
+        f"Semantic segmentation, {said.get('arch', 'segmenter')}: backbone {said.get('backbone')}{size}, "
+        f"{said.get('decoder')} decoder, {said.get('num_classes')} classes. Takes RGB pictures of any size, and "
+        f"labels them in windows of {said.get('window')} pixels every {said.get('stride')}."
     )
 
 
@@ -144,8 +146,9 @@ def _classes_text(config: Mapping[str, Any]) -> str:
     if not isinstance(names, list) or not isinstance(palette, list):
         return ""
     lines = ["## Classes", "", "| label | class | colour |", "|---|---|---|"]
-    for i, (name, colour) in enumerate(zip(names, palette, strict=False)):
-        lines.append(f"| {i} | {_plain(str(name))} | {', '.join(str(part) for part in colour)} |")
+    colours = [colour if isinstance(colour, list) else [colour] for colour in palette]
+    for i, (name, colour) in enumerate(zip(names, colours, strict=False)):
+        lines.append(f"| {i} | {_plain(str(name))} | {_plain(', '.join(map(str, colour)))} |")
     return "\n".join(lines)
 
 

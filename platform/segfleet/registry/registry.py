@@ -8,6 +8,7 @@ a new generation, with a version of its own. An imported model has one version f
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import threading
@@ -32,6 +33,8 @@ _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 # Of which the pictures are fetched.
 _MOST_EVALUATIONS = 8
+# Requests to MLflow at a time, and how long another one waits, seconds: heartbeats need threads too.
+_AT_ONCE, _WAIT_S = 12, 1.0
 _ABSENT = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"})
 
 
@@ -50,6 +53,7 @@ class Registry:
         self._runs = RunRemoval(self._client, uri)
         # Search, then create: two askers at once must not both find nothing.
         self._registering = threading.Lock()
+        self._at_once = threading.BoundedSemaphore(_AT_ONCE)
 
     def is_up(self) -> bool:
         """Whether the server answers within two seconds."""
@@ -136,7 +140,7 @@ class Registry:
                 for name in ("confusion.png", "worst.png"):
                     if f"{path}/{name}" in files:
                         wanted[f"{path}/{name}"] = f"{PurePosixPath(path).name}-{name}"
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
             for path, name in wanted.items():
                 fetched = mlflow.artifacts.download_artifacts(
                     run_id=run_id, artifact_path=path, dst_path=str(folder / ".fetched"), tracking_uri=self.uri
@@ -253,13 +257,17 @@ class Registry:
 
     @contextmanager
     def _answering(self, what: str) -> Iterator[None]:
-        """Turn MLflow's exceptions into ours."""
+        """Turn MLflow's exceptions into ours, and keep a slow MLflow from taking all of the service's threads."""
+        if not self._at_once.acquire(timeout=_WAIT_S):
+            raise ServiceError(f"the MLflow server at {self.uri} is slow: too many requests wait for it; try again")
         try:
             yield
         except MlflowException as error:
             if error.error_code in _ABSENT:
                 raise ModelError(f"the registry has no {what!r}; 'segfleet models list' shows what it has") from error
             raise ServiceError(f"the MLflow server at {self.uri} does not answer as it should; try again") from error
+        finally:
+            self._at_once.release()
 
 
 def _check(pattern: re.Pattern[str], text: str, what: str) -> None:
@@ -300,10 +308,23 @@ def _model_document(model: Any) -> dict[str, Any]:
     }
 
 
+def _finite(text: str) -> float | None:
+    """A figure; None for what somebody else has written there."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
 def _version_document(version: Any, aliases: list[str]) -> dict[str, Any]:
     tags = dict(version.tags)
     tags.pop(GENERATION_TAG, None)
-    metrics = {name.removeprefix("metric."): float(tags.pop(name)) for name in list(tags) if name.startswith("metric.")}
+    metrics = {}
+    for name in [name for name in tags if name.startswith("metric.")]:
+        if (value := _finite(tags[name])) is not None:
+            metrics[name.removeprefix("metric.")] = value
+            del tags[name]
     return {
         "name": version.name,
         "version": str(version.version),

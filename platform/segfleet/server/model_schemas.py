@@ -10,13 +10,15 @@ from segfleet.promotion.values import Promotion, PromotionState
 from segfleet.server.schemas import Body, PlainData, Text
 from segfleet.spec.sections import Alias
 
+Figure = Annotated[float, Field(allow_inf_nan=False)]
+
 
 class RegisterBody(Body):
     """A logged model that shall become the job's version in the registry."""
 
     run_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     model_uri: Annotated[str, Field(max_length=300)]
-    metrics: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_./ -]{1,100}$")], float | None]
+    metrics: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_./ -]{1,100}$")], Figure | None]
     tags: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_./ -]{1,100}$")], Text]
 
 
@@ -25,7 +27,7 @@ class EvaluatedBody(Body):
 
     version: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
     metrics: Annotated[
-        dict[Annotated[str, Field(pattern=r"^eval/[A-Za-z0-9_./ -]{1,200}$")], float | None], Field(max_length=100)
+        dict[Annotated[str, Field(pattern=r"^eval/[A-Za-z0-9_./ -]{1,200}$")], Figure | None], Field(max_length=100)
     ]
 
 
