@@ -132,7 +132,7 @@ class Stage:
         with self.service.queue.store.write() as tx:
             job, attempt = tx.job(job_id), tx.attempts_of(job_id)[-1]
             now = self.service.queue.clock()
-            lifecycle.ask_to_stop(tx, job, attempt, StopFor.PREEMPTION, who="test", now=now, reason="for job-x")
+            lifecycle.ask_to_stop(tx, job, attempt, StopFor.ROOM, who="test", now=now, reason="for job-x")
 
     def job(self, job_id: str) -> dict[str, Any]:
         return dict(self.service.http.get(f"/api/v1/jobs/{job_id}", headers=self.service.bearer).json())

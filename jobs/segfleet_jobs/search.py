@@ -25,7 +25,7 @@ from segfleet_jobs.search_measure import measure_models, protocol
 from segfleet_jobs.session import run_attempt
 from segfleet_jobs.tracking import end_run, fail_run, open_run
 from segfleet_jobs.trial import Search, run_numbered, run_trial
-from segfleet_jobs.trial_link import trial_folder
+from segfleet_jobs.trial_link import stop_sign, trial_folder
 from segfleet_jobs.tuning import run_trials
 from segfleet_pipelines.manifest import Manifest
 
@@ -103,6 +103,8 @@ def _final(search: Search, best: rules.Trial, client: AttemptClient, heart: Hear
     if trial["state"] not in rules.ENDED:
         heart.progress({"phase": f"final training of trial {best['number']}", "step": 0, "num_steps": 1})
         tags = {"segfleet.parent_trial": str(best["number"])}
+        # A search that was retried from the start may have stopped another trial of this number.
+        stop_sign(trial_folder(search.grant, number)).unlink(missing_ok=True)
         outcome = run_trial(search.task(trial, final.model_copy(update={"register_": None}), tags))
         if outcome.state == "yielded":
             return Yielded(rules.steps_done(client.trials()))

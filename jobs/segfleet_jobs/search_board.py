@@ -49,9 +49,6 @@ class Board:
         self.why = ""
         self._refresh()
         self._again = rules.unfinished(self._trials)
-        for number in self._again:
-            # A sign without its word in the database: the decision was never taken.
-            stop_sign(trial_folder(grant, number)).unlink(missing_ok=True)
         self._rungs = self._make_rungs()
 
     @property
@@ -124,6 +121,9 @@ class Board:
         return propose(self._spec, self._trials, number)
 
     def _begin(self, number: int) -> int:
+        # What the database does not know as stopped was never stopped: the sign's driver died before it said so, or
+        # the sign is of a life before a retry from the start.
+        stop_sign(trial_folder(self._grant, number)).unlink(missing_ok=True)
         self._running[number] = self._clock()
         self._refresh()
         self._tell()

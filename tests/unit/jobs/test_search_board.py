@@ -131,8 +131,16 @@ def test_a_sign_whose_word_never_reached_the_service_is_taken_back(tmp_path: Pat
     for sign in signs:
         sign.parent.mkdir(parents=True)
         sign.touch()
-    make_board(tmp_path, attempt)
+    assert next_of(make_board(tmp_path, attempt)) == 1
     assert [sign.exists() for sign in signs] == [False, True]
+
+
+def test_a_sign_of_a_life_before_a_retry_from_the_start_stops_no_new_trial(tmp_path: Path) -> None:
+    sign = stop_sign(trial_folder(make_grant(tmp_path), 1))
+    sign.parent.mkdir(parents=True)
+    sign.touch()
+    assert next_of(make_board(tmp_path, FakeAttempt())) == 1
+    assert not sign.exists()
 
 
 def test_failed_trials_do_not_stop_the_rest_until_there_are_too_many(tmp_path: Path) -> None:
