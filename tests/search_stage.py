@@ -80,6 +80,8 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
 
 def stop_tree(process: subprocess.Popen[bytes]) -> None:
     """End a process and everything it has started, by pid: Ray's processes lead groups of their own."""
+    if process.poll() is not None:
+        return  # it could not start: that is what the test has to say
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     process.send_signal(signal.SIGTERM)
     psutil.wait_procs(family, timeout=10)
