@@ -23,10 +23,10 @@ import psutil
 import uvicorn
 
 from segfleet.cluster.launcher import Launcher
+from segfleet.cluster.ports import free_ports
 from segfleet.queue import lifecycle
 from segfleet.queue.states import FailureClass, StopFor
 from serving import CODE, Service, serving
-from training import free_port
 
 PORTS = (
     "port",
@@ -164,7 +164,7 @@ def stage(folder: Path, cpus: int = 2) -> Iterator[Stage]:
     """A Ray head with so many CPUs and a service beside it."""
     # Ray's socket paths are limited to about 100 characters: pytest's own folders are too deep.
     short = Path(tempfile.mkdtemp(prefix="sf-"))
-    ports = {name: free_port() for name in PORTS}
+    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     tracking = f"sqlite:///{folder / 'mlflow.db'}"
     environment = {
         **os.environ,
@@ -207,7 +207,7 @@ def stage(folder: Path, cpus: int = 2) -> Iterator[Stage]:
 @contextmanager
 def _listening(service: Service) -> Iterator[str]:
     """The application on a port of its own."""
-    port = free_port()
+    port = free_ports(1)[0]
     server = uvicorn.Server(uvicorn.Config(service.http.app, port=port, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

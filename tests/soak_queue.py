@@ -280,7 +280,7 @@ class Soak:
             storm.start()
         outcome.kills = len(storm.deaths)
         outcome.stuck = len(self.open)
-        known = {job.id: job for job in storm.insist("list", None, None, 10 * self.num_jobs)}
+        known = {job.id: job for job in storm.insist("list", limit=10 * self.num_jobs)}
         outcome.lost = len(self.acknowledged.keys() - known.keys())
         # A job that nobody knows of: one submission made two.
         outcome.doubled += len(known.keys() - self.acknowledged.keys())
