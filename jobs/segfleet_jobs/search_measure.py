@@ -33,7 +33,8 @@ class Figures:
 
     Attributes:
         parameters: Their number.
-        images_per_s: Forward passes over pictures of the size of the evaluation's window.
+        images_per_s: Forward passes over pictures of the size of the training's crop, as the paper measures; a
+            baseline's window may be a whole picture.
         peak_memory_mib: Of a worker's training step, over the loaded model; None where the system doesn't tell.
     """
 
@@ -49,7 +50,7 @@ def protocol(spec: TrainSpec) -> str:
     else:
         batch = f"{CPU_BATCH} pictures at once on {spec.resources.cpus_per_worker} CPU threads"
     return (
-        f"images/s: forward pass at the size of eval.window, {batch}, median of {_STEPS}; "
+        f"images/s: forward pass at the size of train.crop, {batch}, median of {_STEPS}; "
         "peak memory: a training step of one worker, over the loaded model"
     )
 
@@ -59,7 +60,7 @@ def model_key(spec: TrainSpec) -> str:
     model = {key: value for key, value in to_document(spec)["model"].items() if key not in _WITHOUT_WEIGHT}
     step = {name: getattr(spec.train, name) for name in _OF_THE_STEP}
     step |= {"optim": spec.optim.name, "workers": spec.resources.min_workers, "frozen": not spec.optim.encoder_lr_scale}
-    return json.dumps({"model": model, "window": spec.eval.window, "step": step}, sort_keys=True)
+    return json.dumps({"model": model, "step": step}, sort_keys=True)
 
 
 def measure_models(
@@ -156,6 +157,5 @@ def measure_model(document: Mapping[str, Any], num_classes: int, threads: int) -
     assert isinstance(spec, TrainSpec)
     share = spec.train.global_batch // spec.resources.min_workers
     step = measure(Task("trial", spec, num_classes, "train", share, _STEPS))
-    window = spec.model_copy(update={"train": spec.train.model_copy(update={"crop": spec.eval.window})})
-    forward = measure(Task("trial", window, num_classes, "forward", None, _STEPS))
+    forward = measure(Task("trial", spec, num_classes, "forward", None, _STEPS))
     return Figures(step.parameters, round(forward.images_per_s, 4), step.peak_mib)

@@ -236,6 +236,6 @@ def test_models_of_one_size_and_speed_are_measured_once() -> None:
     key = model_key(trial_spec(spec, plain))
     assert model_key(trial_spec(spec, {**plain, "optim.lr": 0.002, "model.dropout": 0.1})) == key
     assert model_key(trial_spec(spec, {**plain, "model.patch_size": 8})) != key
-    final = final_spec(make_search({"optim.lr": [0.001]}, final={"set": {"eval.window": 64}}), {"optim.lr": 0.001})
+    final = final_spec(make_search({"optim.lr": [0.001]}, final={"set": {"train.crop": 64}}), {"optim.lr": 0.001})
     assert final is not None
     assert model_key(final) != model_key(trial_spec(make_search({"optim.lr": [0.001]}), {"optim.lr": 0.001}))
