@@ -181,8 +181,8 @@ def stage(folder: Path, cpus: int = 2) -> Iterator[Stage]:
         str(Path(sys.executable).with_name("ray")),
         *("start", "--head", "--block", f"--num-cpus={cpus}", "--object-store-memory=80000000"),
         *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={short}"),
-        # Below those that `free_ports` finds.
-        *("--min-worker-port=10002", "--max-worker-port=11999"),
+        # Ray's own range would overlap with what `free_ports` finds.
+        *("--min-worker-port=0", "--max-worker-port=0"),
         *(f"--{name}={port}" for name, port in ports.items()),
     ]
     # Its tables once, before several processes come to make them.

@@ -203,7 +203,7 @@ class Settings:
             lease_s=_number(env, "SEGFLEET_LEASE_S", 45.0),
             start_deadline_s=_number(env, "SEGFLEET_START_DEADLINE_S", 300.0),
             poll_s=_number(env, "SEGFLEET_POLL_S", 0.5),
-            leader_lease_s=_number(env, "SEGFLEET_LEADER_LEASE_S", 15.0, least=3.0),
+            leader_lease_s=_number(env, "SEGFLEET_LEADER_LEASE_S", 15.0, least=1.0),
             door=Door.of(env),
             attempts_url=attempts_url(env),
             webhook_hosts=webhook_hosts(env),

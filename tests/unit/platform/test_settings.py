@@ -213,3 +213,10 @@ def test_job_environment_holds_no_secret(tmp_path: Path) -> None:
     settings = Settings.from_environment({"SEGFLEET_HOME": str(tmp_path), "SEGFLEET_TOKEN": "t0p-secret"})
     assert "t0p-secret" not in json.dumps(settings.job_env)
     assert [name for name in settings.job_env if "TOKEN" in name or "CODE" in name] == []
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "0.5"])
+def test_a_lease_too_short_to_be_renewed_is_refused(text: str, tmp_path: Path) -> None:
+    environment = {"SEGFLEET_HOME": str(tmp_path), "SEGFLEET_LEADER_LEASE_S": text}
+    with pytest.raises(SettingsError, match=r"SEGFLEET_LEADER_LEASE_S=.* is too little; use at least 1"):
+        Settings.from_environment(environment)
