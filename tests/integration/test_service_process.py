@@ -75,7 +75,10 @@ def test_a_wrong_setting_is_told_in_one_line(tmp_path: Path) -> None:
         "database cannot be opened": {"SEGFLEET_DATABASE_URL": "nonsense"},
         "invalid literal": {"SEGFLEET_DATABASE_URL": "postgresql+psycopg://u@h:abc/d"},
     }
-    started = {reason: start(tmp_path, free_port(), **variables) for reason, variables in reasons.items()}
+    started = {
+        reason: start(tmp_path / str(number), free_port(), **variables)
+        for number, (reason, variables) in enumerate(reasons.items())
+    }
     for reason, process in started.items():
         _, text = process.communicate(timeout=90)
         assert process.returncode == 2
