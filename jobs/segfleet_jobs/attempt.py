@@ -6,6 +6,7 @@ and stops. Calls wait out a service that is away: it may be killed and started a
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
@@ -86,6 +87,8 @@ class AttemptClient:
         # Every process of an attempt has a client before it speaks to MLflow, which reads them at each call. They come
         # this way because Ray shows the environment that it starts a job with.
         os.environ.update(credentials.mlflow)
+        # Ray Train's workers print everybody's INFO, and a line for each heartbeat would bury what the job says.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
         self._http = httpx.Client(
             base_url=f"{credentials.url}/api/v1/attempts/{credentials.attempt_id}/",
             headers={"Authorization": f"Bearer {credentials.token}"},

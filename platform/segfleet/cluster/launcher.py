@@ -29,6 +29,8 @@ ENTRY_MODULES = {
 # The first submission to a new head has to wait for the head's own agent.
 _TIMEOUT = httpx.Timeout(10.0, connect=2.0)
 _MAX_NODES = 10_000
+# The log itself is copied and looked at; in a sentence for people its end is noise.
+_LOG_FOLLOWS = ", last available logs"
 
 
 class ClusterUnreachableError(LaunchError):
@@ -58,7 +60,7 @@ class RayJobStatus:
     """What Ray says of a submission.
 
     Attributes:
-        message: Ray's explanation; after a failure it ends with the last lines of the log.
+        message: Ray's explanation, without the log's last lines that it brings along after a failure.
     """
 
     state: RayState
@@ -140,7 +142,8 @@ class Launcher:
             return None
         document = self._document(answer)
         try:
-            return RayJobStatus(RayState(document["status"]), clean_text(str(document.get("message") or "")))
+            message = str(document.get("message") or "").partition(_LOG_FOLLOWS)[0]
+            return RayJobStatus(RayState(document["status"]), clean_text(message))
         except (KeyError, ValueError) as error:
             raise LaunchError(f"Ray at {self._http.base_url} describes {submission_id} in an unknown way") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -197,3 +198,13 @@ def test_a_heart_asked_to_make_room_says_so_and_goes_on() -> None:
         while len(told) < 5:
             assert not ended.wait(0.01)
         assert (before, heart.must_yield) == (False, True)
+
+
+def test_heartbeats_leave_no_lines_in_a_log_that_takes_everybodys_info(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.NOTSET)
+    with service(lambda _path, _body: (200, {"command": "continue"})) as url:
+        client = AttemptClient(Credentials(url, "job-aaaaaaaa-a1", "token"))
+        assert client.heartbeat(None) == "continue"
+        client.close()
+    assert caplog.text == ""

@@ -98,7 +98,9 @@ def test_failures_of_a_submission_tell_what_to_do(
 
 def test_status_of_known_and_unknown_submissions() -> None:
     ray = Ray(
-        httpx.Response(200, json={"status": "FAILED", "message": "exit code 1"}),
+        httpx.Response(
+            200, json={"status": "FAILED", "message": "exit code 1, last available logs (truncated):\na line\n"}
+        ),
         httpx.Response(404, text="does not exist"),
         httpx.Response(200, json={"status": "PENDING", "message": None}),
     )
