@@ -75,16 +75,23 @@ def print_job(job: dict[str, Any]) -> None:
     if "max_workers" in job["needs"] and job["state"] in ("starting", "running", "preempting"):
         bounds = f"{job['needs']['workers']}-{job['needs']['max_workers']}"
         say(f"runs with {job['attempts'][-1]['workers']} of {bounds} workers")
-    progress = job["progress"]
-    if progress and "step" in progress:
-        figures = [
-            f"{name} {number(progress[key])}" for key, name in (("loss", "loss"), ("miou", "mIoU")) if key in progress
-        ]
-        left = [] if job["finished_at"] else [f"left {duration(progress.get('eta_s'))}"]
-        say(", ".join([f"step {progress['step']}/{progress['num_steps']}", *figures, *left]))
+    if where := _progress(job["progress"] or {}, has_ended=bool(job["finished_at"])):
+        say(", ".join(where))
     for attempt in job["attempts"]:
         why = f": {attempt['failure']['message']}" if attempt["failure"] else ""
         say(f"  {attempt['id']} {attempt['state']}{why}")
+
+
+def _progress(progress: dict[str, Any], has_ended: bool) -> list[str]:
+    """What the job is at, how far, how well, and how long it will still take."""
+    parts = [] if has_ended or not progress.get("phase") else [str(progress["phase"])]
+    if "step" in progress:
+        parts.append(f"step {progress['step']}/{progress['num_steps']}")
+    figures = (("loss", "loss"), ("miou", "mIoU"))
+    parts += [f"{name} {number(progress[key])}" for key, name in figures if progress.get(key) is not None]
+    if not has_ended and progress.get("eta_s") is not None:
+        parts.append(f"left {duration(progress['eta_s'])}")
+    return parts
 
 
 def _start(job: dict[str, Any]) -> str:

@@ -74,3 +74,13 @@ def test_a_reused_preparation_says_from_whom(capsys: pytest.CaptureFixture[str])
     result = {"content_id": "c", "reused_from": "job-bbbbbbbb"}
     print_outcome({"id": "job-aaaaaaaa", "kind": "prepare", "state": "succeeded", "result": result})
     assert "succeeded, reused from job-bbbbbbbb" in " ".join(capsys.readouterr().out.split())
+
+
+def test_progress_says_what_the_job_is_at(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = {"phase": "measuring models", "step": 3, "num_steps": 6, "eta_s": None, "miou": 0.5}
+    assert "measuring models, step 3/6, mIoU 0.5 " in shown(capsys, progress=progress)
+    assert "checking data" in shown(capsys, progress={"phase": "checking data"})
+    assert "step 3/6, left 1m 30s" in shown(capsys, progress={"step": 3, "num_steps": 6, "eta_s": 90.0})
+    ended = shown(capsys, progress=progress | {"eta_s": 1.0}, finished_at=2.0)
+    assert "measuring" not in ended
+    assert "left" not in ended
