@@ -21,6 +21,14 @@ from segfleet_jobs.tracking import Tracker
 from segfleet_pipelines.manifest import Manifest
 
 FLUSH_PATIENCE_S = 5.0
+# What of a step's figures a reader of the log wants to see, and as what.
+_IN_LOG = {
+    "train/loss": "loss {:.4g}",
+    "train/lr": "lr {:.3g}",
+    "train/samples_per_s": "{:.3g} samples/s",
+    "val/miou": "mIoU {:.4f}",
+    "val/pixel_accuracy": "pixel accuracy {:.4f}",
+}
 
 
 class Pointer(Protocol):
@@ -34,10 +42,17 @@ class Pointer(Protocol):
 
 
 class ServiceLink:
-    """Rank 0's link: progress by heartbeat, curves to MLflow, checkpoints to the queue."""
+    """Rank 0's link: progress by heartbeat, curves to MLflow and their gist to the log, checkpoints to the queue.
 
-    def __init__(self, pointer: Pointer, heart: Heart, tracker: Tracker) -> None:
-        self._pointer, self._heart, self._tracker = pointer, heart, tracker
+    Args:
+        pointer: Where the checkpoint pointer is kept.
+        heart: Tells of progress.
+        tracker: Writes the curves.
+        who: Before each line of the log; several trials write into one.
+    """
+
+    def __init__(self, pointer: Pointer, heart: Heart, tracker: Tracker, who: str = "") -> None:
+        self._pointer, self._heart, self._tracker, self._who = pointer, heart, tracker, who
 
     def latest_checkpoint(self) -> dict[str, Any] | None:
         """The checkpoint pointer."""
@@ -53,8 +68,10 @@ class ServiceLink:
         self._heart.progress(document)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Add points to the curves."""
+        """Add points to the curves, and a line to the log."""
         self._tracker.metrics(step, values)
+        figures = ", ".join(text.format(values[name]) for name, text in _IN_LOG.items() if name in values)
+        print(f"segfleet: {self._who}step {step}: {figures}", flush=True)
 
     def pictures(self, step: int, pictures: tuple[Picture, ...], manifest: Manifest) -> None:
         """Store a sheet of sample predictions."""

@@ -92,7 +92,7 @@ class TrialLink(ServiceLink):
         task: Task,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(trial, heart, tracker)
+        super().__init__(trial, heart, tracker, f"trial {task.number} ")
         self._trial, self._task, self._clock = trial, task, clock
         self._begin = self._looked_at = clock()
         self._is_stopped = False

@@ -84,6 +84,17 @@ def test_validations_are_reported_by_number_with_the_searchs_metric_and_the_seco
     assert [step for step in range(1, 8) if is_validation(step, task.spec)] == [2, 4, 6, 7]
 
 
+def test_the_log_has_a_line_for_each_point_that_names_the_trial(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    link = make_link(tmp_path, FakeAttempt({1: trial(1, "running")}), Clock())
+    link.metrics(1, {"train/loss": 1.23456, "train/lr": 0.001, "train/samples_per_s": 12.34, "time/data_s": 3.0})
+    link.metrics(2, VALIDATED)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "segfleet: trial 1 step 1: loss 1.235, lr 0.001, 12.3 samples/s"
+    assert lines[1].startswith("segfleet: trial 1 step 2: mIoU 0.5000, pixel accuracy 0.7000")
+
+
 def test_a_resumed_trial_counts_on_from_its_checkpoint(tmp_path: Path) -> None:
     document = trial(1, "running", (0.1, 0.2), checkpoint=record(3).to_dict(), worker_seconds=40.0)
     task = make_task(tmp_path, document)
