@@ -101,7 +101,7 @@ def _final(search: Search, best: rules.Trial, client: AttemptClient, heart: Hear
     number = known["number"] if known else max(trial["number"] for trial in recorded) + 1
     trial = client.add_trial(number, "final", dict(best["params"]), final.train.steps)
     if trial["state"] not in rules.ENDED:
-        heart.progress({"phase": f"final training of trial {best['number']}", "step": 0, "num_steps": 1})
+        heart.progress({"phase": "final training", "step": trial["step"], "num_steps": final.train.steps})
         tags = {"segfleet.parent_trial": str(best["number"])}
         # A search that was retried from the start may have stopped another trial of this number.
         stop_sign(trial_folder(search.grant, number)).unlink(missing_ok=True)
@@ -127,8 +127,9 @@ def _result(
     folder = trial_folder(search.grant, chosen["number"])
     best_step = chosen["checkpoint"]["best_step"]
     model = None
+    trials = client.trials()
+    heart.progress({"phase": "registering", **rules.all_ended(trials)})
     if spec.register_ is not None:
-        heart.progress({"phase": "registering"})
         tags = {
             "segfleet.job": search.grant.job_id,
             "segfleet.trial": str(chosen["number"]),
@@ -137,7 +138,6 @@ def _result(
         }
         manifest = Manifest.load(trained.data.shards)
         model = register_best(client, trained, manifest, chosen["mlflow_run"], folder, best_step, tags)
-    trials = client.trials()
     return {
         "best_trial": best["number"],
         "best_value": best["best_value"],

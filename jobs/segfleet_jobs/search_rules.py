@@ -116,6 +116,12 @@ def counts(trials: Sequence[Trial]) -> dict[str, int]:
     return dict(sorted(Counter(str(trial["state"]) for trial in own_trials(trials)).items()))
 
 
+def all_ended(trials: Sequence[Trial]) -> dict[str, Any]:
+    """The progress of a search that has run all its trials."""
+    own = own_trials(trials)
+    return {"step": len(own), "num_steps": len(own), "eta_s": 0.0}
+
+
 def progress(
     search: SearchSection, trials: Sequence[Trial], num_trials: int, running: int, workers: int, parallel: int
 ) -> dict[str, Any]:

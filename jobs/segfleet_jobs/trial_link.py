@@ -98,7 +98,9 @@ class TrialLink(ServiceLink):
         self._is_stopped = False
 
     def progress(self, document: dict[str, Any]) -> None:
-        """The heart tells of the search as a whole, which the driver knows."""
+        """While trials run, the driver tells of the whole search; the final training is all that a search does."""
+        if self._task.kind == "final":
+            super().progress({**document, "phase": f"final training, {document['phase']}"})
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Add points to the curves; a validation goes to the service too, before its checkpoint makes it final."""

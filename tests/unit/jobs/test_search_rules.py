@@ -92,3 +92,8 @@ def test_progress_says_what_is_done_what_runs_the_best_and_the_time_left() -> No
     }
     assert told["eta_s"] == 40.0, "four trials of 20 s, two at a time"
     assert "eta_s" not in rules.progress(make_search().search, trials[2:], 6, running=2, workers=1, parallel=1)
+
+
+def test_a_search_that_has_run_all_its_trials_says_so() -> None:
+    trials = [trial(1, "succeeded"), trial(2, "stopped"), {**trial(3, "succeeded"), "kind": "final"}]
+    assert rules.all_ended(trials) == {"step": 2, "num_steps": 2, "eta_s": 0.0}

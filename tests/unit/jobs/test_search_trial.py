@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,15 @@ def test_the_log_has_a_line_for_each_point_that_names_the_trial(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "segfleet: trial 1 step 1: loss 1.235, lr 0.001, 12.3 samples/s"
     assert lines[1].startswith("segfleet: trial 1 step 2: mIoU 0.5000, pixel accuracy 0.7000")
+
+
+def test_the_final_training_tells_how_far_it_is_and_a_trial_leaves_that_to_the_driver(tmp_path: Path) -> None:
+    document = {"phase": "train", "step": 3, "num_steps": 7}
+    for kind, told in (("trial", []), ("final", [document | {"phase": "final training, train"}])):
+        heart = FakeHeart()
+        task = replace(make_task(tmp_path), kind=kind)
+        TrialLink(FakeAttempt({1: trial(1, "running")}).trial(1), heart, FakeTracker(), task).progress(document)  # type: ignore[arg-type]
+        assert heart.told == told
 
 
 def test_a_resumed_trial_counts_on_from_its_checkpoint(tmp_path: Path) -> None:
