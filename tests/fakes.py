@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from segfleet.cluster.launcher import ClusterUnreachableError, RayJobStatus, RayState, SubmissionRefusedError
+from segfleet.cluster.needs import Needs
 from segfleet.errors import LaunchError
 from segfleet.queue.scheduling.values import Node
 
@@ -31,9 +32,11 @@ class FakeJob:
     command: str
     env: dict[str, str]
     metadata: dict[str, str]
+    needs: Needs | None = None
     state: RayState = RayState.RUNNING
     message: str = ""
     log: str = ""
+    is_held: bool = False
 
 
 @dataclass
@@ -70,7 +73,14 @@ class FakeLauncher:
     log_takes_s: float = 0.0
     fetches: list[str] = field(default_factory=list)
 
-    def submit(self, submission_id: str, command: str, env: Mapping[str, str], metadata: Mapping[str, str]) -> None:
+    def submit(
+        self,
+        submission_id: str,
+        command: str,
+        env: Mapping[str, str],
+        metadata: Mapping[str, str],
+        needs: Needs | None = None,
+    ) -> None:
         self._reach()
         behaviour = self.next_submits.pop(0) if self.next_submits else "ok"
         if behaviour == "refused":
@@ -78,7 +88,7 @@ class FakeLauncher:
         if behaviour == "lost":
             raise ClusterUnreachableError("Ray cannot be reached (ReadTimeout)")
         if submission_id not in self.jobs:
-            self.jobs[submission_id] = FakeJob(command, dict(env), dict(metadata))
+            self.jobs[submission_id] = FakeJob(command, dict(env), dict(metadata), needs)
             self.runs.append(submission_id)
         if behaviour == "lost_answer":
             raise ClusterUnreachableError("Ray cannot be reached (ReadTimeout)")
@@ -90,7 +100,7 @@ class FakeLauncher:
         if self.failing:
             raise LaunchError("Ray answers with HTTP 500")
         job = self.jobs.get(submission_id)
-        return None if job is None else RayJobStatus(job.state, job.message)
+        return None if job is None else RayJobStatus(job.state, job.message, job.is_held)
 
     def stop(self, submission_id: str) -> None:
         self._reach()

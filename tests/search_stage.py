@@ -21,6 +21,7 @@ from typing import Any
 import mlflow
 import psutil
 import uvicorn
+from mlflow.entities import Run
 
 from segfleet.cluster.launcher import Launcher
 from segfleet.cluster.ports import free_ports
@@ -143,6 +144,13 @@ class Stage:
         answer = self.service.http.get(f"/api/v1/jobs/{job_id}/trials", headers=self.service.bearer)
         assert answer.status_code == 200, answer.text
         return [dict(trial) for trial in answer.json()["trials"]]
+
+    def runs(self, job_id: str) -> list[Run]:
+        """MLflow's runs of the search's trials."""
+        client = mlflow.MlflowClient(self.environment["MLFLOW_TRACKING_URI"])
+        experiment = client.get_experiment_by_name("segfleet/default")
+        assert experiment is not None
+        return list(client.search_runs([experiment.experiment_id], f"tags.`segfleet.search` = '{job_id}'"))
 
     def log(self, job_id: str) -> str:
         return "\n".join(path.read_text() for path in sorted(self.folder.glob(f"{job_id}-a*.log")))

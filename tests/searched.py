@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +48,7 @@ def trial(
 ) -> dict[str, Any]:
     """A trial of 8 steps that has reported these values, one every two steps."""
     reports = [
-        {"validation": i, "step": 2 * i, "value": value, "miou": value, "seconds": 10.0 * i}
+        {"validation": i, "step": 2 * i, "value": value, "miou": value, "seconds": 10.0 * i, "at": float(i)}
         for i, value in enumerate(values, 1)
     ]
     found = [value for value in values if value is not None]
@@ -93,6 +96,7 @@ class FakeTrial:
         if self.document["state"] != "running":
             raise ServiceError(f"trial {self.number} is {self.document['state']}")
         report = {"validation": validation, "step": step, "value": value, "miou": miou, "seconds": seconds}
+        report["at"] = next(self.attempt.clock)
         if validation > len(self.document["reports"]):
             self.document["reports"].append(report)
         self.document["step"] = max(self.document["step"], step)
@@ -116,9 +120,10 @@ class FakeAttempt:
     """The service as a search's driver sees it."""
 
     documents: dict[int, dict[str, Any]] = field(default_factory=dict)
+    clock: Iterator[float] = field(default_factory=lambda: count(100.0))
 
     def trials(self) -> list[dict[str, Any]]:
-        return [dict(self.documents[number]) for number in sorted(self.documents)]
+        return [deepcopy(self.documents[number]) for number in sorted(self.documents)]
 
     def add_trial(self, number: int, kind: str, params: Any, num_steps: int) -> dict[str, Any]:
         assert number not in self.documents, "recorded twice"

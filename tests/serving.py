@@ -187,7 +187,10 @@ def serving(folder: Path) -> Iterator[Service]:
     seconds = itertools.count(1_700_000_000)
     queue, registry = Queue(store, lambda: float(next(seconds)), home.storage), FakeRegistry()
     office = Office(store, queue.clock, settings.server, settings.leader_lease_s)
-    app = create_app(Services(settings, queue, registry, lambda: True, office), API_TOKEN)  # type: ignore[arg-type]
+    services = Services(settings, queue, registry, lambda: True, office)  # type: ignore[arg-type]
+    # This client waits for the end of an answer, and streams have none; those who read them serve at a real address.
+    services.feed.close()
+    app = create_app(services, API_TOKEN)
     with TestClient(app, base_url=URL, raise_server_exceptions=False) as http:
         yield Service(http, queue, registry, home)
     store.close()

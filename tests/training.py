@@ -111,6 +111,7 @@ class RecordingLink:
         self.records: list[CheckpointRecord] = []
         self.sheets: list[int] = []
         self.confusions: dict[int, torch.Tensor] = {}
+        self.damages: list[str] = []
 
     def latest_checkpoint(self) -> dict[str, Any] | None:
         return self.pointer.to_dict() if self.pointer else None
@@ -118,6 +119,9 @@ class RecordingLink:
     def set_checkpoint(self, record: CheckpointRecord) -> None:
         self.pointer = record
         self.records.append(record)
+
+    def damaged(self, message: str) -> None:
+        self.damages.append(message)
 
     def progress(self, document: dict[str, Any]) -> None:
         if self.kill_after is not None and document.get("step", 0) >= self.kill_after and "loss" in document:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from factories import make_queue, make_settings, train_document
 from fakes import FakeClock, FakeLauncher
@@ -26,7 +27,7 @@ def lead(queue: Queue) -> Term:
 class World:
     """A service with its cluster; `restart` is a kill -9 of the service."""
 
-    def __init__(self, root: Path, url: str | None = None, **settings: float) -> None:
+    def __init__(self, root: Path, url: str | None = None, **settings: Any) -> None:
         self.root, self.url = root, url
         self.clock = FakeClock()
         self.ray = FakeLauncher(clock=self.clock)

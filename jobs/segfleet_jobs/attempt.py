@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from segfleet.errors import AttemptFencedError, LaunchError, ServiceError
+from segfleet.errors import AttemptFencedError, LaunchError, SegfleetError, ServiceError
 
 HEARTBEAT_S = 3.0
 PATIENCE_S = 1800.0
@@ -129,6 +129,18 @@ class AttemptClient:
         """End the attempt with a classified failure; any process of the attempt may call it."""
         self.tell("fail", {"failure": {"class": failure_class, "message": message[:4000]}})
 
+    def fault(self, kind: str, message: str, *, rank: int | None, phase: str | None, step: int | None) -> None:
+        """Have the job's history tell what went wrong with a worker; if the service is away, only the log does."""
+        body = {"kind": kind, "rank": rank, "phase": phase, "step": step, "message": message[:2000]}
+        try:
+            self.tell("fault", body, patience_s=10.0)
+        except SegfleetError as error:
+            print(f"segfleet: the service was not told: {message}: {error}", flush=True)
+
+    def damaged(self, message: str) -> None:
+        """Have the job's history tell that a damaged checkpoint was passed over."""
+        self.fault("damage", message, rank=None, phase="load", step=None)
+
     def yield_(self) -> None:
         """End the attempt as it was asked to; the job goes on later from its checkpoint."""
         self.tell("yield", {})
@@ -200,6 +212,10 @@ class TrialClient:
     def set_checkpoint(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Move the trial's checkpoint pointer to a checkpoint that is durable on disk."""
         return self._post("checkpoint", {"checkpoint": dict(record)})
+
+    def damaged(self, message: str) -> None:
+        """Have the search's history tell that a damaged checkpoint of the trial was passed over."""
+        self._attempt.damaged(f"trial {self.number}: {message}")
 
     def measured(
         self,

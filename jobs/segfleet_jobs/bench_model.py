@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from segfleet.errors import SettingsError
 from segfleet.spec.kinds import TrainSpec
 from segfleet_jobs.loop import model_config
-from segfleet_jobs.measuring import PeakMemory
+from segfleet_jobs.measuring import CPU_BATCH, PeakMemory
 from segfleet_jobs.optim import build_optimizer, set_training_mode
 from segfleet_jobs.ranks import Ranks
 from segfleet_jobs.step import AUTOCAST, TrainStep
@@ -28,8 +28,6 @@ from segfleet_models.build import build_segmenter
 from segfleet_models.segmenter import SegmentationModel, upsample_logits
 from segfleet_pipelines.batch import Batch
 
-# Without one of a GPU's size to find, two: norms over the batch refuse a single picture.
-CPU_BATCH = 2
 _IGNORE_INDEX = 255
 _WARM_UPS = 2
 _MOST_PICTURES = 2**16

@@ -10,8 +10,9 @@ from segfleet.errors import CheckpointError
 from segfleet.spec.kinds import TrainSpec
 from segfleet_jobs.attempt import AttemptClient
 from segfleet_jobs.checkpoint import find_step, load_checkpoint
+from segfleet_jobs.logged_model import log_model
 from segfleet_jobs.origin import training_tags
-from segfleet_jobs.tracking import log_model
+from segfleet_jobs.patience import Patience
 from segfleet_pipelines.manifest import Manifest
 
 _FIGURES = ("miou", "pixel_accuracy", "mean_accuracy")
@@ -25,6 +26,7 @@ def register_best(
     folder: Path,
     best_step: int,
     tags: Mapping[str, str],
+    patience: Patience | None = None,
 ) -> dict[str, Any]:
     """Log a training's best checkpoint as a model of its run and have the service register it.
 
@@ -36,6 +38,7 @@ def register_best(
         folder: Holds the attempts' folders.
         best_step: Of the checkpoint.
         tags: What else the version says of itself.
+        patience: With MLflow.
 
     Returns:
         The version.
@@ -48,7 +51,7 @@ def register_best(
     if place is None:
         raise CheckpointError(f"the best checkpoint, of step {best_step}, is gone from {str(folder)!r}")
     best = load_checkpoint(place)
-    model_uri = log_model(run_id, place / "model.safetensors", best.meta, spec, manifest)
+    model_uri = log_model(run_id, place / "model.safetensors", best.meta, spec, manifest, patience)
     tags = {
         "segfleet.content_id": manifest.content_id,
         "segfleet.dataset": manifest.name,

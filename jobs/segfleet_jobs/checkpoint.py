@@ -59,20 +59,25 @@ class CheckpointRecord:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A verified checkpoint in memory."""
+    """A verified checkpoint in memory.
+
+    Attributes:
+        sha256: Digest of meta.json, which stands for the whole.
+    """
 
     path: Path
     step: int
+    sha256: str
     model: dict[str, Tensor]
     state: dict[str, Tensor]
     meta: dict[str, Any]
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as named tensors: `optimizer/<parameter>/<slot>`."""
+    """The optimiser's state as named tensors, `optimizer/<parameter>/<slot>`: its own, which the next step changes."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
-        f"optimizer/{names[id(parameter)]}/{slot}": value.detach().cpu()
+        f"optimizer/{names[id(parameter)]}/{slot}": value.detach()
         for parameter, slots in optimizer.state.items()
         for slot, value in slots.items()
         if isinstance(value, Tensor)
@@ -150,14 +155,15 @@ def load_checkpoint(path: Path, sha256: str | None = None) -> Checkpoint:
         CheckpointError: missing or damaged; names the file.
     """
     try:
-        text = (path / _META).read_text(encoding="utf-8")
-        if sha256 is not None and hashlib.sha256(text.encode()).hexdigest() != sha256:
+        content = (path / _META).read_bytes()
+        found = hashlib.sha256(content).hexdigest()
+        if sha256 is not None and found != sha256:
             raise CheckpointError(f"checkpoint {str(path)!r}: {_META} differs from what the job recorded")
-        meta = json.loads(text)
+        meta = json.loads(content)
         for name, expected in meta["files"].items():
             if _sha256(path / name) != expected:
                 raise CheckpointError(f"checkpoint {str(path)!r}: {name} is damaged (its SHA-256 differs)")
-        return Checkpoint(path, int(meta["step"]), load_file(path / _MODEL), load_file(path / _STATE), meta)
+        return Checkpoint(path, int(meta["step"]), found, load_file(path / _MODEL), load_file(path / _STATE), meta)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {error}") from error
 

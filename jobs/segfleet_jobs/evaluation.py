@@ -133,6 +133,7 @@ def predictions(
     was_training = model.training
     model.eval()
     for sample in samples:
+        ranks.pulse.enter("validation")
         # Not around the loop: the setting is the thread's, and would hold in the caller between two samples.
         with torch.autocast(ranks.device.type, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST):
             predicted = predict(model, sample.image, config, device=ranks.device)

@@ -1,11 +1,12 @@
 """The group of workers of an attempt; the only module that knows Ray Train.
 
 Ray places the workers, forms the process group and restarts all of it when a worker dies: then the body of the job runs
-anew on every worker.
+anew on every worker. A worker that hangs is ended for that, on whichever machine it is; Ray then sees it die.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +14,24 @@ from typing import Any, TypeVar, cast
 
 import ray
 import torch
-from ray.train import Checkpoint as RayCheckpoint
-from ray.train import CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segfleet.spec.sections import ResourceSpec
 from segfleet_jobs.attempt import AttemptClient, Credentials, Grant, Heart, exit_process
 from segfleet_jobs.failure import classify
+from segfleet_jobs.faults import end_process, name_fault
+from segfleet_jobs.pulse import Beater, read_beats
 from segfleet_jobs.ranks import Ranks
+from segfleet_jobs.watchdog import Beat
+from segfleet_jobs.watching import Watcher, is_ended
 
 GROUP_RESTARTS = 3
 START_FAILURES = 3
 COLLECTIVE_TIMEOUT_S = 1800
+HEALTH_CHECK_S = "0.5"
+_KILL_S = 30.0
 
 T = TypeVar("T")
 
@@ -93,6 +100,11 @@ def run_group(
     Raises:
         TrainingFailedError: the group failed; `classify` knows how.
     """
+    # Read by Ray's controller, to which it passes the driver's environment: how soon it sees a worker's death.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", HEALTH_CHECK_S)
+    name, storage = (one.name, one.storage) if one else (grant.credentials.attempt_id, grant.storage)
+    beats = Path(storage) / name / "beats"
+    client = AttemptClient(grant.credentials)
     trainer = TorchTrainer(
         _member,
         train_loop_config={
@@ -101,6 +113,7 @@ def run_group(
             "cpus": resources.cpus_per_worker,
             "credentials": grant.credentials,
             "is_alone": one is None,
+            "beats": str(beats),
         },
         torch_config=TorchConfig(
             backend="nccl" if resources.gpus_per_worker else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
@@ -111,15 +124,58 @@ def run_group(
             resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker},
         ),
         run_config=RunConfig(
-            name=one.name if one else grant.credentials.attempt_id,
-            storage_path=one.storage if one else grant.storage,
+            name=name,
+            storage_path=storage,
             failure_config=FailureConfig(
                 max_failures=0 if one else GROUP_RESTARTS, controller_failure_limit=START_FAILURES
             ),
-            callbacks=list(one.callbacks) if one else [],
+            callbacks=[*(one.callbacks if one else ()), FaultTeller(grant.credentials, str(beats))],
         ),
     )
-    return cast(T, trainer.fit().return_value)
+    try:
+        with Watcher(beats, client.fault, _kill):
+            return cast(T, trainer.fit().return_value)
+    finally:
+        client.close()
+
+
+class FaultTeller(UserCallback):  # type: ignore[misc]
+    """Lets the job's history tell which worker's end brought the group down; Ray calls it where it watches the group.
+
+    Args:
+        credentials: Of the attempt.
+        beats: Folder where the ranks beat.
+    """
+
+    def __init__(self, credentials: Credentials, beats: str) -> None:
+        self._credentials, self._beats = credentials, beats
+
+    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+        """Some workers have failed: name the one that did so by itself."""
+        folder = Path(self._beats)
+        known = {beat.rank: beat for beat in read_beats(folder)}
+        if any(rank in known and is_ended(folder, known[rank]) for rank in worker_exceptions):
+            return  # the watcher has told of it
+        rank, message = name_fault(worker_exceptions, known)
+        beat = known.get(rank)
+        phase, step = (None, None) if beat is None else (beat.phase_name, max(beat.step, 0))
+        client = AttemptClient(self._credentials)
+        try:
+            client.fault("fault", message, rank=rank, phase=phase, step=step)
+        finally:
+            client.close()
+        print(f"segfleet: {message}; the group of workers starts anew or ends", flush=True)
+
+
+def _kill(beat: Beat) -> None:
+    """End a rank's process by a task on its machine; one that has gone since is left alone, and so is its number."""
+    here = NodeAffinitySchedulingStrategy(node_id=beat.node, soft=False)
+    task = ray.remote(num_cpus=0, max_retries=1, scheduling_strategy=here)(end_process)
+    try:
+        ray.get(task.remote(beat.pid, beat.created), timeout=_KILL_S)
+    except ray.exceptions.RayError as error:
+        # A machine that does not answer is Ray's to find lost.
+        print(f"segfleet: rank {beat.rank} could not be ended: {error}", flush=True)
 
 
 def _member(settings: dict[str, Any]) -> Any:
@@ -131,11 +187,13 @@ def _member(settings: dict[str, Any]) -> Any:
     body, config = settings["body"], settings["config"]
     credentials: Credentials = settings["credentials"]
     client = AttemptClient(credentials)
+    node = ray.get_runtime_context().get_node_id()
     try:
-        if not ranks.is_main:
-            return body(Member(ranks, None), config)
-        with Heart(client, exit_process) as heart:
-            return body(Member(ranks, Voice(client, heart)), config)
+        with Beater(ranks.pulse, Path(settings["beats"]), ranks.rank, node):
+            if not ranks.is_main:
+                return body(Member(ranks, None), config)
+            with Heart(client, exit_process) as heart:
+                return body(Member(ranks, Voice(client, heart)), config)
     except Exception as error:
         # What another try of the same group cannot change ends the attempt here, in the words of the rank that knows.
         failure_class, message = classify(error)
@@ -146,10 +204,6 @@ def _member(settings: dict[str, Any]) -> Any:
         client.close()
 
 
-def report(metrics: dict[str, Any], checkpoint: str | None) -> None:
-    """Tell Ray Train, on every rank; the files are in place already, so Ray only notes where."""
-    ray.train.report(
-        metrics,
-        checkpoint=RayCheckpoint.from_directory(checkpoint) if checkpoint else None,
-        checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
-    )
+def report(metrics: dict[str, Any]) -> None:
+    """Tell Ray Train, on every rank; checkpoints are not its business: the service knows the latest whole one."""
+    ray.train.report(metrics)

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from segfleet.client import Client
 from segfleet.errors import ModelError, SegfleetError, ServiceError, SettingsError
 from segfleet.registry.registration import CONTENT_TAG
+from segfleet.registry.sent_once import sent_once
 from segfleet.spec.sections import RegisterSpec
 from segfleet_jobs.imported_model import (
     FORMATS,
@@ -36,8 +37,11 @@ from segfleet_jobs.imported_model import (
     taken_over,
     with_windows,
 )
-from segfleet_jobs.origin import UNKNOWN, code_version, size_tags
-from segfleet_jobs.tracking import fail_run, find_experiment, flatten, log_segmenter, patiently
+from segfleet_jobs.logged_model import log_segmenter
+from segfleet_jobs.origin import UNKNOWN, size_tags
+from segfleet_jobs.patience import Patience, patiently
+from segfleet_jobs.tracking import fail_run, find_experiment, flatten
+from segfleet_jobs.version import code_version
 from segfleet_models.convert import Imported
 
 EXPERIMENT = "segfleet/imports"
@@ -101,7 +105,7 @@ def _log_once(digest: str, weights: Path, config: Mapping[str, Any], tags: Mappi
     params = [Param(key, str(value)) for key, value in flatten({"model": config["model"]}).items()]
     try:
         patiently(lambda: client.log_batch(run_id, params=params), _PATIENCE_S)
-        model_uri = log_segmenter(run_id, weights, config)
+        model_uri = log_segmenter(run_id, weights, config, Patience(_PATIENCE_S))
         patiently(lambda: client.log_batch(run_id, tags=[RunTag(_MODEL_TAG, model_uri)]), _PATIENCE_S)
         patiently(lambda: client.set_terminated(run_id, status="FINISHED"), _PATIENCE_S)
     except Exception as error:
@@ -113,8 +117,11 @@ def _log_once(digest: str, weights: Path, config: Mapping[str, Any], tags: Mappi
 def _run_of(client: mlflow.MlflowClient, digest: str, tags: Mapping[str, str]) -> Any:
     experiment_id = find_experiment(client, EXPERIMENT)
     runs = client.search_runs([experiment_id], f"tags.`{CONTENT_TAG}` = '{digest}'", max_results=1)
+    if runs:
+        return runs[0]
     own = {CONTENT_TAG: digest, "segfleet.code_version": code_version()}
-    return runs[0] if runs else client.create_run(experiment_id, tags={**tags, **own}, run_name=f"import {digest[:8]}")
+    with sent_once():
+        return client.create_run(experiment_id, tags={**tags, **own}, run_name=f"import {digest[:8]}")
 
 
 def _is_there(client: mlflow.MlflowClient, model_uri: str) -> bool:

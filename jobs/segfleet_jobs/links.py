@@ -17,10 +17,10 @@ from segfleet_jobs.evaluation import Picture
 from segfleet_jobs.group import Member, Voice
 from segfleet_jobs.loop import Link, TrainingLoop
 from segfleet_jobs.pictures import prediction_sheet
-from segfleet_jobs.tracking import Tracker
+from segfleet_jobs.spool import SPOOL
+from segfleet_jobs.tracker import Tracker
 from segfleet_pipelines.manifest import Manifest
 
-FLUSH_PATIENCE_S = 5.0
 # What of a step's figures a reader of the log wants to see, and as what.
 _IN_LOG = {
     "train/loss": "loss {:.4g}",
@@ -39,6 +39,9 @@ class Pointer(Protocol):
 
     def set_checkpoint(self, record: Mapping[str, Any]) -> object:
         """Move it."""
+
+    def damaged(self, message: str) -> None:
+        """Have the job's history tell of a damaged checkpoint."""
 
 
 class ServiceLink:
@@ -59,9 +62,14 @@ class ServiceLink:
         return self._pointer.latest_checkpoint()
 
     def set_checkpoint(self, record: CheckpointRecord) -> None:
-        """Move the pointer, once the curves up to it are written."""
-        self._tracker.flush(FLUSH_PATIENCE_S)
+        """Move the pointer, once the curves up to it are on the disk."""
+        self._tracker.sync()
         self._pointer.set_checkpoint(record.to_dict())
+
+    def damaged(self, message: str) -> None:
+        """Tell the log and the job's history."""
+        print(f"segfleet: {self._who}{message}", flush=True)
+        self._pointer.damaged(message)
 
     def progress(self, document: dict[str, Any]) -> None:
         """Tell with the next heartbeat."""
@@ -97,6 +105,9 @@ class SilentLink:
     def set_checkpoint(self, record: CheckpointRecord) -> None:
         """Rank 0 does it."""
 
+    def damaged(self, message: str) -> None:
+        """Rank 0 tells."""
+
     def progress(self, document: dict[str, Any]) -> None:
         """Rank 0 tells."""
 
@@ -118,7 +129,7 @@ def train_rank(
     member: Member,
     config: Mapping[str, Any],
     speak: Callable[[Voice, Tracker], Link],
-    report: Callable[[dict[str, Any], str | None], None],
+    report: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any] | Yielded:
     """One rank's part of a training.
 
@@ -126,7 +137,7 @@ def train_rank(
         member: The rank.
         config: As of `training_config`.
         speak: Makes rank 0's link.
-        report: Tells Ray Train of a checkpoint.
+        report: Tells Ray Train that a checkpoint has begun.
     """
     spec = resolve_spec(config["spec"])
     if not isinstance(spec, TrainSpec):
@@ -135,8 +146,8 @@ def train_rank(
     checked = config["skips"], config["content_ids"]
     if member.voice is None:
         return TrainingLoop(spec, member.ranks, SilentLink(), *folders, report, *checked).run()
-    tracker = Tracker(config["run_id"])
-    link = speak(member.voice, tracker)
-    result = TrainingLoop(spec, member.ranks, link, *folders, report, *checked).run()
-    tracker.close()
-    return result
+    tracker = Tracker(folders[0] / SPOOL, config["run"])
+    try:
+        return TrainingLoop(spec, member.ranks, speak(member.voice, tracker), *folders, report, *checked).run()
+    finally:
+        tracker.close()

@@ -8,7 +8,6 @@ and, with the same number of ranks, ends with the same bits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,15 +22,16 @@ from segfleet_jobs.checkpoint import (
     Checkpoint,
     CheckpointRecord,
     discard_earlier,
+    load_checkpoint,
     load_latest,
-    prune,
-    save_checkpoint,
 )
+from segfleet_jobs.checkpoint_writer import CheckpointWriter
 from segfleet_jobs.continuity import check_same_data, check_same_spec, same_skips
 from segfleet_jobs.evaluation import Picture, evaluate, scores_document
 from segfleet_jobs.progress import Progress
+from segfleet_jobs.random_state import gather_random_states, untouched_random_state
 from segfleet_jobs.ranks import Ranks
-from segfleet_jobs.step import LaunchedStep, StepResult
+from segfleet_jobs.step import LaunchedStep, StepResult, where_nonfinite
 from segfleet_jobs.trainee import Trainee, check_class_weights
 from segfleet_models.build import ModelConfig
 from segfleet_pipelines.batch import Batch, Skips
@@ -50,7 +50,10 @@ class Link(Protocol):
         """The job's checkpoint pointer."""
 
     def set_checkpoint(self, record: CheckpointRecord) -> None:
-        """Move the pointer."""
+        """Move the pointer; called by another thread than the rest."""
+
+    def damaged(self, message: str) -> None:
+        """A checkpoint was passed over."""
 
     def progress(self, document: dict[str, Any]) -> None:
         """What the job is at."""
@@ -82,12 +85,13 @@ class TrainingLoop:
         link: Link,
         job_folder: Path,
         attempt_folder: Path,
-        report: Callable[[dict[str, Any], str | None], None],
+        report: Callable[[dict[str, Any]], None],
         skips: Skips = (),
         content_ids: Sequence[str] = (),
     ) -> None:
         self._spec, self._ranks, self._link = spec, ranks, link
         self._job_folder, self._attempt_folder, self._report = job_folder, attempt_folder, report
+        self._writer = CheckpointWriter(job_folder, attempt_folder, link.set_checkpoint)
         self._manifests = tuple(Manifest.load(source.shards) for source in spec.data.sources)
         self._manifest = self._manifests[0]
         check_class_weights(spec, self._manifest)
@@ -131,18 +135,14 @@ class TrainingLoop:
         self._seed(checkpoint)
         del checkpoint  # as large as the model and its optimiser
         self._progress.start(start_step, self._latest_scores)
-        for step in range(start_step, self._spec.train.steps):
-            if self._step(step, batches):
-                return Yielded(step + 1)
-        return self._result()
+        with self._writer:
+            for step in range(start_step, self._spec.train.steps):
+                if self._step(step, batches):
+                    return Yielded(step + 1)
+            return self._result()
 
     def _find_checkpoint(self) -> Checkpoint | None:
-        pointer = self._link.latest_checkpoint() if self._ranks.is_main else None
-        pointer = self._ranks.share(pointer)
-        record = CheckpointRecord.from_dict(pointer) if pointer else None
-        checkpoint, damaged = load_latest(self._job_folder, record)
-        for message in damaged if self._ranks.is_main else []:
-            print(f"segfleet: passed over {message}", flush=True)
+        checkpoint = self._load()
         if checkpoint is not None:
             check_same_spec(checkpoint.meta["spec"], to_document(self._spec))
             check_same_data(checkpoint.meta["content_ids"], self._manifests, self._spec.data.sources)
@@ -150,6 +150,18 @@ class TrainingLoop:
         elif self._ranks.is_main:
             discard_earlier(self._job_folder, self._attempt_folder)
         return checkpoint
+
+    def _load(self) -> Checkpoint | None:
+        """Rank 0 decides which checkpoint it is: machines may differ in what they find damaged."""
+        found = None
+        if self._ranks.is_main:
+            pointer = self._link.latest_checkpoint()
+            record = CheckpointRecord.from_dict(pointer) if pointer else None
+            found, damaged = load_latest(self._job_folder, record)
+            for message in damaged:
+                self._link.damaged(f"passed over: {message}")
+        place = self._ranks.share(None if found is None else (found.path, found.sha256))
+        return found or (load_checkpoint(*place) if place else None)
 
     def _build(self, checkpoint: Checkpoint | None) -> None:
         spec, manifest = self._spec, self._manifest
@@ -180,14 +192,19 @@ class TrainingLoop:
 
     def _step(self, step: int, batches: Iterator[Batch]) -> bool:
         """One step with all that is due after it; True: the attempt ends here, its checkpoint is written."""
+        pulse = self._ranks.pulse
+        pulse.begin_step(step)
+        self._collect()
         with self._progress.timed("data"):
             batch = next(batches)
+        pulse.enter("forward")
         done, loop = step + 1, self._spec.train
         validates = done % loop.validate_every == 0 or done == loop.steps
         checkpoints = validates or done % loop.checkpoint_every == 0
         logs = done % loop.log_every == 0 or done == loop.steps
         with self._progress.timed("step"):
             before, self._launched = self._launched, self._train_step.launch(batch, self._link.must_yield())
+            pulse.end_step()
             results = [self._train_step.read(before)] if before else []
             # The step itself is waited for only where something is due that needs it, or the one before asks to end,
             # or nothing is known yet.
@@ -195,7 +212,7 @@ class TrainingLoop:
             if is_due or any(result.must_yield for result in results):
                 results.append(self._train_step.read(self._launched))
                 self._launched = None
-        self._skipped_steps += sum(not result.is_applied for result in results)
+        self._count_skipped(results)
         self._skipped_samples += batch.num_skipped
         self._latest_result = result = results[-1] if results else self._latest_result
         if result is not None:
@@ -206,8 +223,17 @@ class TrainingLoop:
             self._validate(done)
         ends_here = any(result.must_yield for result in results) and done < loop.steps
         if ends_here or checkpoints:
-            self._checkpoint(done)
+            self._checkpoint(done, is_last=ends_here or done == loop.steps)
         return ends_here
+
+    def _count_skipped(self, results: Sequence[StepResult]) -> None:
+        for result in results:
+            if not result.is_applied:
+                self._skipped_steps += 1
+                self._progress.skipped(self._skipped_steps, result.nonfinite_ranks)
+                if self._ranks.is_main:
+                    where = where_nonfinite(result.nonfinite_ranks, self._ranks.world_size)
+                    print(f"segfleet: skipped {self._skipped_steps} steps as not finite so far; {where}", flush=True)
 
     def _log(self, done: int, result: StepResult) -> None:
         values = {
@@ -219,10 +245,11 @@ class TrainingLoop:
             "train/samples_per_s": self._progress.samples_per_s,
         }
         values |= {f"time/{part}_s": seconds for part, seconds in self._progress.seconds.items()}
-        self._link.metrics(done, values)
+        with self._progress.timed("mlflow"):
+            self._link.metrics(done, values)
 
     def _validate(self, done: int) -> None:
-        with self._progress.timed("validation"), _untouched_random_state(self._ranks.device):
+        with self._progress.timed("validation"), untouched_random_state(self._ranks.device):
             self._trainee.before_validation()
             result = evaluate(
                 self._trainee.validated,
@@ -238,33 +265,30 @@ class TrainingLoop:
         self._latest_scores = scores_document(result, tuple(self._manifest.class_names))
         if self._best is None or self._latest_scores["miou"] > self._best["miou"]:
             self._best = {"step": done, **self._latest_scores}
-            self._link.confusion(done, result.matrix, self._manifest)
+            with self._progress.timed("mlflow"):
+                self._link.confusion(done, result.matrix, self._manifest)
         self._progress.validated(self._latest_scores["miou"])
         values = {f"val/{name}": self._latest_scores[name] for name in ("miou", "pixel_accuracy", "mean_accuracy")}
         iou = {f"val_iou/{name}": value for name, value in self._latest_scores["iou"].items() if value is not None}
-        self._link.metrics(done, values | iou)
-        self._link.pictures(done, result.pictures, self._manifest)
+        with self._progress.timed("mlflow"):
+            self._link.metrics(done, values | iou)
+            self._link.pictures(done, result.pictures, self._manifest)
 
-    def _checkpoint(self, done: int) -> None:
+    def _checkpoint(self, done: int, *, is_last: bool) -> None:
+        self._ranks.pulse.enter("checkpoint")
         with self._progress.timed("checkpoint"):
-            random_states = self._gather_random_states()
-            record = self._save(done, random_states) if self._ranks.is_main else None
-            metrics = {"step": done, "miou": self._latest_scores["miou"] if self._latest_scores else None}
-            self._report(metrics, record.path if record else None)
+            random_states = gather_random_states(self._ranks)
+            if self._ranks.is_main:
+                self._collect(wait=True)
+                self._save(done, random_states)
+            self._report({"step": done, "miou": self._latest_scores["miou"] if self._latest_scores else None})
+            self._collect(wait=is_last)
 
-    def _gather_random_states(self) -> dict[str, Tensor]:
-        """Every rank's random state; `gather` works on the group's device, so the bytes travel through it."""
-        states = {"cpu": torch.get_rng_state()}
-        if self._ranks.device.type == "cuda":
-            states["cuda"] = torch.cuda.get_rng_state(self._ranks.device)
-        return {
-            f"random/{kind}/{rank}": part.cpu()
-            for kind, state in states.items()
-            for rank, part in enumerate(self._ranks.gather(state.to(self._ranks.device)))
-        }
+    def _collect(self, *, wait: bool = False) -> None:
+        if record := self._writer.collect(wait=wait):
+            self._progress.saved(record.step)
 
-    def _save(self, done: int, random_states: dict[str, Tensor]) -> CheckpointRecord:
-        state = self._trainee.state() | random_states
+    def _save(self, done: int, random_states: dict[str, Tensor]) -> None:
         meta = {
             "spec": to_document(self._spec),
             "model": self._config.to_dict(),
@@ -279,18 +303,7 @@ class TrainingLoop:
             "skipped_in_a_row": self._train_step.skipped_in_a_row,
             "scaler": self._train_step.scaler.state_dict(),
         }
-        try:
-            record = save_checkpoint(self._attempt_folder, done, self._trainee.weights(), state, meta)
-        except OSError as error:
-            reason = error.strerror or error
-            raise CheckpointError(
-                f"the checkpoint of step {done} cannot be written to {str(self._attempt_folder)!r}: {reason}; "
-                "earlier checkpoints are untouched: make room, then 'segfleet retry' goes on from the last one"
-            ) from error
-        # The pointer first: what it leaves behind may be deleted only once it has moved.
-        self._link.set_checkpoint(record)
-        prune(self._job_folder, record)
-        return record
+        self._writer.start(done, self._trainee.weights(), self._trainee.state() | random_states, meta)
 
     def _result(self) -> dict[str, Any]:
         if self._best is None:
@@ -325,11 +338,3 @@ def model_config(spec: TrainSpec, num_classes: int) -> ModelConfig:
         arch=model.arch,
         decoder_norm=model.decoder_norm,
     )
-
-
-@contextmanager
-def _untouched_random_state(device: torch.device) -> Iterator[None]:
-    """Validation must not move the random stream that training draws from."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield

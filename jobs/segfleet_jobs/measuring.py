@@ -16,6 +16,8 @@ import torch
 
 from segfleet.errors import SettingsError
 
+# Without one of a GPU's size to find, two: norms over the batch refuse a single picture.
+CPU_BATCH = 2
 _STATM = Path("/proc/self/statm")
 _SAMPLE_EVERY_S = 0.001
 _Result = TypeVar("_Result")

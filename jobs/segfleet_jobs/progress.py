@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from segfleet.spec.sections import LoopSpec
+from segfleet_jobs.account import Account
 
 WINDOW_STEPS = 50
+# Parts whose begin is worth telling: they may take longer than a heartbeat.
+_LONG = ("validation", "checkpoint")
 
 
 class Progress:
     """The account of one attempt; `tell` gets a document after each step.
 
-    Attributes:
-        seconds: Time so far in data, step, validation and checkpoint.
+    Its clock starts when it is made; what comes before `start` is loading.
     """
 
     def __init__(
         self, loop: LoopSpec, tell: Callable[[dict[str, Any]], None], clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self._loop, self._tell, self._clock = loop, tell, clock
-        self.seconds = {"data": 0.0, "step": 0.0, "validation": 0.0, "checkpoint": 0.0}
+        self._account = Account(clock)
         self._recent: deque[float] = deque(maxlen=WINDOW_STEPS)
         self._pending_s = 0.0
         self._validations: list[float] = []
         self._document: dict[str, Any] = {"num_steps": loop.steps}
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time so far in load, data, step, validation, checkpoint, mlflow and all the rest."""
+        return self._account.seconds
 
     @property
     def samples_per_s(self) -> float:
@@ -39,9 +46,11 @@ class Progress:
     def timed(self, part: str) -> Iterator[None]:
         """Add the block's time to a part of the account."""
         begin = self._clock()
-        yield
+        with self._account.timed(part):
+            if part in _LONG:
+                self._update()
+            yield
         elapsed = self._clock() - begin
-        self.seconds[part] += elapsed
         if part in ("data", "step"):
             self._pending_s += elapsed
         elif part == "validation":
@@ -49,12 +58,14 @@ class Progress:
 
     def start(self, step: int, scores: dict[str, Any] | None) -> None:
         """The loop begins, or goes on, after `step` steps."""
+        self._account.started(step)
         self._update(step=step, phase="train", miou=scores["miou"] if scores else None)
 
     def stepped(self, done: int, loss: float, lr: float) -> None:
         """`done` steps are done."""
         self._recent.append(self._pending_s)
         self._pending_s = 0.0
+        self._account.stepped(done)
         self._update(
             step=done,
             phase="train",
@@ -73,6 +84,14 @@ class Progress:
         """A validation is done."""
         self._update(phase="train", miou=miou, validated=None)
 
+    def saved(self, step: int) -> None:
+        """A checkpoint holds all up to this step."""
+        self._account.saved(step)
+
+    def skipped(self, steps: int, ranks: Sequence[int]) -> None:
+        """So many steps were skipped as not finite; the latest arose on these ranks, if that is known."""
+        self._document = {**self._document, "skipped_steps": steps, "nonfinite_ranks": list(ranks)}
+
     def _eta_s(self, done: int) -> float:
         left = self._loop.steps - done
         training_s = left * sum(self._recent) / len(self._recent)
@@ -82,7 +101,7 @@ class Progress:
 
     def _update(self, **changes: Any) -> None:
         self._document = {**self._document, **changes}
-        self._tell(self._document)
+        self._tell({**self._document, "account": self._account.to_document()})
 
 
 class SplitProgress:

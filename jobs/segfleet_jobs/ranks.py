@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from segfleet_jobs.pulse import Pulse
+
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process in its group."""
+    """This process in its group.
+
+    Attributes:
+        pulse: What it is at; told to the driver where somebody listens.
+    """
 
     rank: int
     world_size: int
     device: torch.device
+    pulse: Pulse = field(default_factory=Pulse, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -26,13 +33,15 @@ class Ranks:
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sum over all ranks, in place."""
         if self.world_size > 1:
-            dist.all_reduce(tensor)
+            with self.pulse.waiting():
+                dist.all_reduce(tensor)
         return tensor
 
     def copy_from_main_(self, tensor: Tensor) -> Tensor:
         """Rank 0's tensor on every rank, in place."""
         if self.world_size > 1:
-            dist.broadcast(tensor, src=0)
+            with self.pulse.waiting():
+                dist.broadcast(tensor, src=0)
         return tensor
 
     def share(self, value: Any) -> Any:
@@ -40,7 +49,8 @@ class Ranks:
         if self.world_size == 1:
             return value
         box = [value if self.is_main else None]
-        dist.broadcast_object_list(box, src=0)
+        with self.pulse.waiting():
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
@@ -48,5 +58,6 @@ class Ranks:
         if self.world_size == 1:
             return [tensor]
         parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
-        dist.all_gather(parts, tensor)
+        with self.pulse.waiting():
+            dist.all_gather(parts, tensor)
         return parts

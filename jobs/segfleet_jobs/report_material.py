@@ -21,7 +21,7 @@ from segfleet.errors import SegfleetError
 from segfleet_jobs.charts import Color, Curve
 from segfleet_jobs.model_record import EVALUATIONS
 from segfleet_jobs.registered_model import RegisteredModel
-from segfleet_jobs.tracking import CONFUSION_FILE
+from segfleet_jobs.tracker import CONFUSION_FILE
 from segfleet_pipelines.batch import EvalSample
 from segfleet_pipelines.loader import eval_samples
 from segfleet_pipelines.manifest import Manifest

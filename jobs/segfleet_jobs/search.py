@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,16 @@ from segfleet.spec.kinds import JobSpec, SearchSpec, TrainSpec
 from segfleet.spec.search import final_spec, num_trials, trial_spec
 from segfleet_jobs import search_rules as rules
 from segfleet_jobs.attempt import AttemptClient, Grant, Heart, Yielded
-from segfleet_jobs.best_model import register_best
 from segfleet_jobs.checked_data import check_data
+from segfleet_jobs.child_runs import forget_children, open_children
 from segfleet_jobs.failure import SearchFailedError, classify
+from segfleet_jobs.patience import WAITING, Patience
 from segfleet_jobs.search_board import Board
 from segfleet_jobs.search_measure import measure_models, protocol
 from segfleet_jobs.session import run_attempt
-from segfleet_jobs.tracking import end_run, fail_run, open_run
-from segfleet_jobs.trial import Search, run_numbered, run_trial
-from segfleet_jobs.trial_link import stop_sign, trial_folder
+from segfleet_jobs.tracking import end_run, fail_run, open_run, plan_run
+from segfleet_jobs.trial import Search, close_run, run_numbered, run_trial
+from segfleet_jobs.trial_task import trial_folder
 from segfleet_jobs.tuning import run_trials
 from segfleet_pipelines.manifest import Manifest
 
@@ -43,7 +45,8 @@ def work(grant: Grant, spec: JobSpec, client: AttemptClient, heart: Heart) -> di
     checked = check_data(spec.base.data)
     for warning in checked.warnings:
         print(f"segfleet: look at the labels: {warning}", flush=True)
-    run_id = open_run(grant.job_id, spec, manifest, checked.tags)
+    patience = Patience(on_wait=lambda: heart.progress({"phase": WAITING, "num_steps": num_trials(spec)}))
+    run_id = open_run(plan_run(grant.job_id, spec, manifest, checked.tags), patience=patience)
     search = Search(grant, spec, run_id, checked)
     try:
         result = _search(search, client, heart)
@@ -67,6 +70,10 @@ def parallel_trials(grant: Grant, spec: SearchSpec) -> int:
 def _search(search: Search, client: AttemptClient, heart: Heart) -> dict[str, Any] | Yielded:
     spec = search.spec
     parallel = parallel_trials(search.grant, spec)
+    if not client.trials():
+        # What a life before a retry from the start has left would be taken for this one's.
+        shutil.rmtree(trial_folder(search.grant, 1).parent, ignore_errors=True)
+        forget_children(search.run_id)
     board = Board(search.grant, spec, client, heart, parallel)
     storage = Path(search.grant.storage) / f"{search.grant.credentials.attempt_id}-tune"
     storage.mkdir(parents=True, exist_ok=True)
@@ -74,9 +81,10 @@ def _search(search: Search, client: AttemptClient, heart: Heart) -> dict[str, An
         run_trials(run_numbered, {"search": search}, board, parallel, str(storage))
     finally:
         shutil.rmtree(storage, ignore_errors=True)
+    trials = client.trials()
+    _close_runs(search, [trial for trial in trials if trial["state"] in rules.ENDED or board.failure])
     if board.failure is not None:
         raise SearchFailedError(board.failure)
-    trials = client.trials()
     if heart.must_yield or rules.unfinished(trials):
         return Yielded(rules.steps_done(trials))
     best = rules.best_of(trials, spec.search.mode)
@@ -91,6 +99,14 @@ def _search(search: Search, client: AttemptClient, heart: Heart) -> dict[str, An
     return _result(search, board.why, best, chosen, client, heart)
 
 
+def _close_runs(search: Search, trials: Sequence[rules.Trial]) -> None:
+    """End the runs of trials that no process works on any more."""
+    still_open = open_children(search.run_id)
+    for trial in trials:
+        if trial["kind"] == "trial" and trial["mlflow_run"] in still_open:
+            close_run(search.task(trial), trial)
+
+
 def _final(search: Search, best: rules.Trial, client: AttemptClient, heart: Heart) -> rules.Trial | Yielded:
     """The trial that is registered: the best one's retraining, or the best one itself."""
     final = final_spec(search.spec, best["params"])
@@ -103,8 +119,6 @@ def _final(search: Search, best: rules.Trial, client: AttemptClient, heart: Hear
     if trial["state"] not in rules.ENDED:
         heart.progress({"phase": "final training", "step": trial["step"], "num_steps": final.train.steps})
         tags = {"segfleet.parent_trial": str(best["number"])}
-        # A search that was retried from the start may have stopped another trial of this number.
-        stop_sign(trial_folder(search.grant, number)).unlink(missing_ok=True)
         outcome = run_trial(search.task(trial, final.model_copy(update={"register_": None}), tags))
         if outcome.state == "yielded":
             return Yielded(rules.steps_done(client.trials()))
@@ -130,6 +144,9 @@ def _result(
     trials = client.trials()
     heart.progress({"phase": "registering", **rules.all_ended(trials)})
     if spec.register_ is not None:
+        # The model's code is needed here for the first time, and it takes seconds to import: trials begin without.
+        from segfleet_jobs.best_model import register_best
+
         tags = {
             "segfleet.job": search.grant.job_id,
             "segfleet.trial": str(chosen["number"]),

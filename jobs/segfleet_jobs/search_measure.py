@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 
-from segfleet.errors import SettingsError, SpecError
+from segfleet.errors import SpecError
 from segfleet.spec.kinds import TrainSpec
 from segfleet.spec.resolve import resolve_spec, to_document
 from segfleet.spec.search import trial_spec
 from segfleet_jobs.attempt import AttemptClient, Heart, Yielded
-from segfleet_jobs.bench_model import CPU_BATCH, Task, measure
 from segfleet_jobs.group import Member, OneOfMany, run_group
-from segfleet_jobs.measuring import in_fresh_process
+from segfleet_jobs.measuring import CPU_BATCH, in_fresh_process
 from segfleet_jobs.trial import Search
 from segfleet_pipelines.manifest import Manifest
 
@@ -138,7 +137,8 @@ def _note(client: AttemptClient, numbers: Sequence[int], figures: Figures) -> No
 def _try_to_measure(job: Mapping[str, Any], config: Mapping[str, Any]) -> Figures | None:
     try:
         return in_fresh_process(measure_model, job["spec"], config["num_classes"], config["threads"])
-    except (SettingsError, ValueError, RuntimeError) as error:
+    except Exception as error:
+        # No figure is worth the search: all its trials are done.
         numbers = ", ".join(map(str, job["numbers"]))
         print(f"segfleet: the model of trials {numbers} cannot be measured: {error}", flush=True)
         return None
@@ -152,6 +152,9 @@ def measure_model(document: Mapping[str, Any], num_classes: int, threads: int) -
         num_classes: K.
         threads: Of the CPU, where there is no GPU.
     """
+    # Only here, in a process of its own: driver and worker of the measurement need none of the model's code.
+    from segfleet_jobs.bench_model import Task, measure
+
     torch.set_num_threads(threads)
     spec = resolve_spec(document)
     assert isinstance(spec, TrainSpec)

@@ -89,12 +89,22 @@ def why_ended(search: SearchSection, trials: Sequence[Trial], num_trials: int) -
     limit = search.max_worker_hours
     if limit is not None and spent >= limit * _SECONDS_AN_HOUR:
         return f"the budget of {limit:g} worker-hours is used up"
-    best = best_of(own, search.mode)
-    if search.patience is not None and best is not None:
-        after = [t for t in own if t["number"] > best["number"] and t["state"] in ("succeeded", "stopped")]
-        if len(after) >= search.patience:
-            return f"{len(after)} trials after trial {best['number']} were no better"
     return None
+
+
+def why_stalled(search: SearchSection, trials: Sequence[Trial]) -> str | None:
+    """Why nothing better is to be expected; None: too few trials have ended since the best one.
+
+    A trial that still runs may change it.
+    """
+    own = own_trials(trials)
+    best = best_of(own, search.mode)
+    if search.patience is None or best is None:
+        return None
+    after = [t for t in own if t["number"] > best["number"] and t["state"] in ("succeeded", "stopped")]
+    if len(after) < search.patience:
+        return None
+    return f"{len(after)} trials after trial {best['number']} were no better"
 
 
 def fits_budget(search: SearchSection, trials: Sequence[Trial], num_steps: int) -> bool:
@@ -151,3 +161,20 @@ def progress(
         each_s = sum(trial["worker_seconds"] for trial in ended) / len(ended) / workers
         document["eta_s"] = round((num_trials - len(ended)) * each_s / max(parallel, 1), 1)
     return document
+
+
+def in_words(progress: Mapping[str, Any]) -> str:
+    """The progress of a search as a part of a sentence."""
+    trials, left = progress["trials"], progress.get("eta_s")
+    time_left = "" if left is None or trials["done"] == trials["of"] else f", {_duration(left)} left"
+    return f"{trials['done']} of {trials['of']} done, {progress['phase'].removeprefix('searching, ')}{time_left}"
+
+
+def choice(trial: Trial) -> str:
+    """What a trial varies, for the log."""
+    return ", ".join(f"{path}={value}" for path, value in trial["params"].items())
+
+
+def _duration(seconds: float) -> str:
+    minutes = math.ceil(seconds / 60)
+    return f"about {minutes} min" if minutes < 120 else f"about {minutes / 60:.0f} h"

@@ -6,6 +6,7 @@ told there. What a step did travels to the CPU beside the next step's work and i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,7 @@ class StepResult:
         num_valid: Valid pixels of the global batch.
         is_applied: False if loss or gradient was not finite and nothing was changed.
         must_yield: Whether any rank was asked to end the attempt.
+        nonfinite_ranks: On which ranks the loss was not finite; none, if only the common gradient was not.
     """
 
     loss: float
@@ -42,6 +44,7 @@ class StepResult:
     num_valid: int
     is_applied: bool
     must_yield: bool
+    nonfinite_ranks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,8 @@ class LaunchedStep:
     Attributes:
         step: Its number.
         lr: Its learning rate.
-        figures: On the CPU, once `arrived`: loss, valid pixels, ranks asked to yield, 1 if applied.
+        figures: On the CPU, once `arrived`: loss, valid pixels, ranks asked to yield, 1 if applied, then for each rank
+            1 if its loss was not finite.
         arrived: When the figures are there; None: they are.
     """
 
@@ -113,13 +117,16 @@ class TrainStep:
         loss_sum, weight, num_valid = self._forward(batch)
         # One small all-reduce before the backward: if any rank's sum is not finite, the total is not finite.
         asked = torch.full_like(weight, float(must_yield))
-        totals = self._ranks.sum_(torch.stack([loss_sum.detach().double(), weight, num_valid.double(), asked]))
+        own = torch.stack([loss_sum.detach().double(), weight, num_valid.double(), asked])
+        totals = self._ranks.sum_(torch.cat([own, self._own_flag(~torch.isfinite(own[0]))]))
+        self._ranks.pulse.enter("backward")
         divisor = torch.where(totals[1] > 0, totals[1], 1.0)
         is_applied = self._backward(loss_sum, divisor, totals[0])
         buffers.restore(~is_applied)
         if self._average is not None:
             self._average.update(is_applied)
         figures = torch.stack([totals[0] / divisor, totals[2], totals[3], is_applied.double()])
+        figures = torch.cat([figures, totals[4:]])
         return LaunchedStep(batch.step, lr, *self._send(figures))
 
     def read(self, launched: LaunchedStep) -> StepResult:
@@ -130,13 +137,15 @@ class TrainStep:
         """
         if launched.arrived is not None:
             launched.arrived.synchronize()
-        loss, num_valid, asked, is_applied = launched.figures.tolist()
+        loss, num_valid, asked, is_applied, *nonfinite = launched.figures.tolist()
+        ranks = tuple(rank for rank, is_it in enumerate(nonfinite) if is_it)
         self.skipped_in_a_row = 0 if is_applied else self.skipped_in_a_row + 1
         if self.skipped_in_a_row >= self._spec.train.max_nonfinite_steps:
             raise NonFiniteLossError(
-                f"loss or gradient was not finite in {self.skipped_in_a_row} steps in a row up to step {launched.step}"
+                f"loss or gradient was not finite in {self.skipped_in_a_row} steps in a row up to step "
+                f"{launched.step}; {where_nonfinite(ranks, self._ranks.world_size)}"
             )
-        return StepResult(loss, launched.lr, int(num_valid), bool(is_applied), asked > 0)
+        return StepResult(loss, launched.lr, int(num_valid), bool(is_applied), asked > 0, ranks)
 
     def warm_up(self, crop: int) -> None:
         """One forward and backward on empty pictures; changes neither weights nor buffers nor optimiser."""
@@ -193,6 +202,12 @@ class TrainStep:
         self.scaler.update()
         return is_applied
 
+    def _own_flag(self, is_set: Tensor) -> Tensor:
+        """A flag of each rank, (world_size,), of which this rank knows its own."""
+        flags = torch.zeros(self._ranks.world_size, dtype=torch.float64, device=is_set.device)
+        flags[self._ranks.rank] = is_set
+        return flags
+
     def _send(self, figures: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         """Begin to copy to the CPU."""
         if figures.device.type != "cuda":
@@ -201,3 +216,12 @@ class TrainStep:
         copy = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True).copy_(figures, non_blocking=True)
         arrived.record()
         return copy, arrived
+
+
+def where_nonfinite(ranks: Sequence[int], world_size: int) -> str:
+    """Where a loss that is not finite arose, for a person."""
+    if not ranks:
+        return "in the last one every rank's loss was finite, but not their gradient"
+    if len(ranks) == world_size:
+        return "in the last one on every rank"
+    return f"in the last one on rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

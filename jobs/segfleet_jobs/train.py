@@ -1,8 +1,8 @@
 """`python -m segfleet_jobs.train`: a training job.
 
-The driver claims the attempt, checks the data, opens the MLflow run and hands the loop to the group of workers. A
-restarted group asks the service where the job stands, like a first one. In the end the driver exports the best
-checkpoint and has the service register it.
+The driver claims the attempt, checks the data and hands the loop to the group of workers. A restarted group asks the
+service where the job stands, like a first one. In the end the driver sees to it that MLflow has all that was told,
+exports the best checkpoint and has the service register it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from segfleet_jobs.checked_data import CheckedData, check_data
 from segfleet_jobs.failure import classify
 from segfleet_jobs.group import Member, attempt_folder, report, run_group
 from segfleet_jobs.links import ServiceLink, train_rank
+from segfleet_jobs.patience import WAITING, Patience
 from segfleet_jobs.session import run_attempt
-from segfleet_jobs.tracking import end_run, fail_run, open_run
+from segfleet_jobs.spool import SPOOL
+from segfleet_jobs.tracker import give_up, settle
+from segfleet_jobs.tracking import RunPlan, end_run, plan_run
 from segfleet_pipelines.manifest import Manifest
 
 
@@ -42,36 +45,49 @@ def work(grant: Grant, spec: JobSpec, client: AttemptClient, heart: Heart) -> di
     for sample in data.left_out:
         print(f"segfleet: left out as damaged: {sample}", flush=True)
     heart.progress({"phase": "starting workers", "num_steps": spec.train.steps})
-    run_id = open_run(grant.job_id, spec, manifest, data.tags)
-    job_folder = Path(grant.storage)
+    run, spool = plan_run(grant.job_id, spec, manifest, data.tags), Path(grant.storage) / SPOOL
     try:
-        result = _fit(grant, spec, data, run_id, job_folder)
+        result = _fit(grant, spec, data, run)
         if isinstance(result, Yielded):
             return result
-        heart.progress({"phase": "registering", "step": spec.train.steps, "num_steps": spec.train.steps})
-        result["mlflow_run"] = run_id
-        if spec.register_ is not None:
-            result["model"] = register_best(
-                client, spec, manifest, run_id, job_folder, result["best_step"], {"segfleet.job": grant.job_id}
-            )
-        else:
-            result["model"] = None
-        end_run(run_id, result)
+        return _finish(result, run, grant, spec, manifest, client, heart)
     except AttemptFencedError:
         raise  # the run belongs to the attempt that has the job now
     except Exception as error:
-        fail_run(run_id, classify(error)[1])
+        give_up(spool, run, classify(error)[1])
         raise
-    return result
 
 
-def _fit(grant: Grant, spec: TrainSpec, data: CheckedData, run_id: str, job_folder: Path) -> dict[str, Any] | Yielded:
+def _finish(
+    result: dict[str, Any],
+    run: RunPlan,
+    grant: Grant,
+    spec: TrainSpec,
+    manifest: Manifest,
+    client: AttemptClient,
+    heart: Heart,
+) -> dict[str, Any]:
+    """What is left to do after the last step; an MLflow that is away is waited for, at every call."""
+    at_end, folder = {"step": spec.train.steps, "num_steps": spec.train.steps}, Path(grant.storage)
+    patience = Patience(on_wait=lambda: heart.progress({"phase": WAITING, **at_end}))
+    heart.progress({"phase": "registering", **at_end})
+    run_id = settle(folder / SPOOL, run, patience)
+    model = None
+    if spec.register_ is not None:
+        tags = {"segfleet.job": grant.job_id}
+        model = register_best(client, spec, manifest, run_id, folder, result["best_step"], tags, patience)
+    finished = {**result, "mlflow_run": run_id, "model": model}
+    end_run(run_id, finished, patience)
+    return finished
+
+
+def _fit(grant: Grant, spec: TrainSpec, data: CheckedData, run: RunPlan) -> dict[str, Any] | Yielded:
     config = {
         "spec": to_document(spec),
         "skips": data.skips,
         "content_ids": data.content_ids,
-        "run_id": run_id,
-        "job_folder": str(job_folder),
+        "run": run,
+        "job_folder": grant.storage,
         "attempt_folder": str(attempt_folder(grant)),
     }
     return run_group(grant, spec.resources, _train, config)

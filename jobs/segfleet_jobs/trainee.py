@@ -74,12 +74,12 @@ class Trainee:
         set_training_mode(self.model, self._spec.optim)
 
     def weights(self) -> dict[str, Tensor]:
-        """What is validated, on the CPU."""
-        return _on_cpu(self.validated)
+        """What is validated: the tensors themselves, which the next step changes."""
+        return dict(self.validated.state_dict())
 
     def state(self) -> dict[str, Tensor]:
         """All else that goes on from here: the optimiser, and the raw weights beside their mean."""
-        raw = {} if self._average is None else {f"{_RAW}{name}": t for name, t in _on_cpu(self.model).items()}
+        raw = {} if self._average is None else {f"{_RAW}{name}": t for name, t in self.model.state_dict().items()}
         return optimizer_tensors(self.model, self._optimizer) | raw
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -108,7 +108,3 @@ def _wrap(model: SegmentationModel, spec: TrainSpec, ranks: Ranks) -> nn.Module:
         parallel = nn.parallel.DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
     # Compiled last and beside the plain model: validation has other sizes and stays as it is.
     return cast(nn.Module, torch.compile(parallel)) if spec.train.compile else parallel
-
-
-def _on_cpu(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}

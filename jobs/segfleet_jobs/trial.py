@@ -7,6 +7,7 @@ validations and its checkpoints are told.
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -19,10 +20,12 @@ from segfleet_jobs.attempt import AttemptClient, Grant, TrialClient, Yielded
 from segfleet_jobs.checked_data import CheckedData, check_data
 from segfleet_jobs.checkpoint import CheckpointRecord, prune
 from segfleet_jobs.failure import classify
-from segfleet_jobs.group import Member, OneOfMany, Voice, report, run_group
-from segfleet_jobs.links import train_rank
-from segfleet_jobs.tracking import Child, Tracker, end_run, fail_run, open_run
-from segfleet_jobs.trial_link import Task, TrialLink, is_validation, stop_sign, validation_of
+from segfleet_jobs.group import Member, OneOfMany, run_group
+from segfleet_jobs.patience import Patience
+from segfleet_jobs.spool import SPOOL
+from segfleet_jobs.tracker import give_up, settle
+from segfleet_jobs.tracking import Child, RunPlan, end_run, open_run, plan_run
+from segfleet_jobs.trial_task import Task, stop_sign
 from segfleet_pipelines.manifest import Manifest
 
 # Losses of workers without a new checkpoint between them, after which the trial has failed.
@@ -143,65 +146,85 @@ def _run(task: Task, trial: TrialClient, callbacks: Sequence[Any]) -> Outcome:
     except Exception as error:
         failure, why = classify(error)
         return Outcome("failed", why, 0.0, failure)
-    child = Child(task.parent_run, task.number, task.kind, task.tags)
-    run_id = open_run(task.grant.job_id, task.spec, manifest, checked.tags, child)
+    run, spool = _plan(task, manifest, checked), task.folder / SPOOL
+    run_id = open_run(run)
     trial.state("running", mlflow_run=run_id)
-    outcome = _run_groups(task, trial, checked, run_id, callbacks)
+    outcome = _run_groups(task, trial, checked, run, callbacks)
     if outcome.state == "failed":
-        fail_run(run_id, outcome.why)
+        give_up(spool, run, outcome.why)
     elif outcome.state != "yielded":
+        settle(spool, run, Patience())
         end_run(run_id, outcome.result or {"stopped": outcome.why or "stopped by the search"})
-    return outcome
+    return replace(outcome, run_id=run_id)
 
 
-def _run_groups(task: Task, trial: TrialClient, checked: CheckedData, run_id: str, callbacks: Sequence[Any]) -> Outcome:
+def close_run(task: Task, trial: Mapping[str, Any]) -> None:
+    """End the run of a trial whose own process was lost before it could: a killed driver takes its trials with it.
+
+    Args:
+        task: The trial.
+        trial: As recorded: stopped, failed, or of a search that ends without it.
+
+    Raises:
+        ServiceError: MLflow stayed away.
+    """
+    run, spool = _plan(task, Manifest.load(task.spec.data.shards), task.checked), task.folder / SPOOL
+    if trial["state"] == "stopped":
+        run_id = settle(spool, run, Patience())
+        end_run(run_id, {"stopped": trial["why"]})
+    else:
+        give_up(spool, run, trial["why"] or "the search has ended before it")
+
+
+def _plan(task: Task, manifest: Manifest, checked: CheckedData | None) -> RunPlan:
+    child = Child(task.parent_run, task.number, task.kind, task.tags)
+    return plan_run(task.grant.job_id, task.spec, manifest, checked.tags if checked else {}, child)
+
+
+def _run_groups(
+    task: Task, trial: TrialClient, checked: CheckedData, run: RunPlan, callbacks: Sequence[Any]
+) -> Outcome:
     """One group after the other until one ends by itself."""
     config = {
         "task": task,
         "spec": to_document(task.spec),
         "skips": checked.skips,
         "content_ids": checked.content_ids,
-        "run_id": run_id,
+        "run": run,
         "job_folder": str(task.folder),
         "attempt_folder": str(task.folder / task.grant.credentials.attempt_id),
     }
     task.folder.mkdir(parents=True, exist_ok=True)
-    losses, number, last_step = 0, 0, _step(trial)
+    losses, last_step = 0, _step(trial)
     while True:
-        number += 1
-        one = OneOfMany(f"{task.grant.credentials.attempt_id}-group{number}", str(task.folder / "ray"), callbacks)
+        # Not by counting: this process may be the second of the attempt that runs the trial.
+        name = f"{task.grant.credentials.attempt_id}-{uuid.uuid4().hex}"
+        one = OneOfMany(name, str(task.folder / "ray"), callbacks)
         try:
             result = run_group(task.grant, task.spec.resources, train_trial, config, one)
         except Exception as error:
             _raise_if_fenced(error)
             if stop_sign(task.folder).exists():
-                return Outcome("stopped", "", 0.0, run_id=run_id)
+                return Outcome("stopped", "", 0.0)
             failure, why = classify(error)
             step = _step(trial)
             losses, last_step = (losses + 1 if step == last_step else 1), step
             if failure not in _LOST or losses > MAX_LOSSES:
-                return Outcome("failed", why, 0.0, failure, run_id=run_id)
+                return Outcome("failed", why, 0.0, failure)
             print(f"segfleet: trial {task.number} lost its workers and goes on from step {step}: {why}", flush=True)
             continue
         if not isinstance(result, Yielded):
-            return Outcome("succeeded", "", 0.0, result=result, run_id=run_id)
-        return Outcome("stopped" if stop_sign(task.folder).exists() else "yielded", "", 0.0, run_id=run_id)
+            return Outcome("succeeded", "", 0.0, result=result)
+        return Outcome("stopped" if stop_sign(task.folder).exists() else "yielded", "", 0.0)
 
 
 def train_trial(member: Member, config: Mapping[str, Any]) -> dict[str, Any] | Yielded:
     """One rank's part."""
-    task: Task = config["task"]
+    # Only a worker needs the model's code, which takes longer to import than all the rest: the trial's own process,
+    # and the search's, begin without it.
+    from segfleet_jobs.trial_body import train_one_rank
 
-    def speak(voice: Voice, tracker: Tracker) -> TrialLink:
-        return TrialLink(voice.client.trial(task.number), voice.heart, tracker, task)
-
-    return train_rank(member, config, speak, lambda metrics, _: report_validation(metrics, task))
-
-
-def report_validation(metrics: Mapping[str, Any], task: Task) -> None:
-    """Tell Ray Train of a validation, on every rank; the checkpoints are the trial's own business."""
-    if is_validation(metrics["step"], task.spec):
-        report({"validation": validation_of(metrics["step"], task.spec.train.validate_every)}, None)
+    return train_one_rank(member, config)
 
 
 def _step(trial: TrialClient) -> int:

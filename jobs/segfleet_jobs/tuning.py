@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.progress_reporter import ProgressReporter
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 # Losses of a trial's driver, as when its node dies; those of its workers are the trial's own business.
@@ -40,8 +40,8 @@ class Director(Protocol):
     def reported(self, number: int, validation: int) -> None:
         """A running trial has validated."""
 
-    def ended(self, number: int, outcome: Mapping[str, Any] | None) -> None:
-        """A trial's driver has returned this; None: it was lost too often."""
+    def ended(self, number: int, outcome: Mapping[str, Any] | None, why: str = "") -> None:
+        """A trial's driver has returned this; None: it was lost or has failed too often, the last time for `why`."""
 
     def must_end(self) -> bool:
         """Whether everything is to end now, whatever runs."""
@@ -60,17 +60,18 @@ def run_trials(
         parallel: How many trials run at a time.
         storage: An empty folder that all nodes share, for what Tune writes; of no use afterwards.
     """
-    # Neither tables of trials on the terminal nor files of results: both are the service's.
-    os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_MAX_PENDING_TRIALS_PG="1")
+    # No files of results: they are the service's. Tune's newer reporter prints tables at any verbosity.
+    os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_MAX_PENDING_TRIALS_PG="1", RAY_AIR_NEW_OUTPUT="0")
     # It misses the files of results that nobody has asked for.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
+    reports = _Reports(director)
     # Not by a Tuner: that writes all it is given to the storage, the director's secrets too.
     tune.run(
         tune.with_resources(tune.with_parameters(_run, run=trainable, shared=dict(shared)), _DRIVER_RESOURCES),
         name="tune",
         storage_path=storage,
-        search_alg=_Proposals(director),
-        scheduler=_Reports(director),
+        search_alg=_Proposals(director, reports.losses),
+        scheduler=reports,
         stop=_End(director),
         num_samples=-1,
         max_concurrent_trials=parallel,
@@ -78,12 +79,31 @@ def run_trials(
         raise_on_failed_trial=False,
         trial_dirname_creator=lambda trial: f"trial-{trial.config['number']}",
         verbose=0,
+        progress_reporter=_Silent(),
     )
 
 
 def _run(config: dict[str, Any], run: Trainable, shared: dict[str, Any]) -> None:
     """In the trial's own process."""
     tune.report(dict(run(config["number"], [TuneReportCallback()], **shared)))
+
+
+def last_words(text: str) -> str:
+    """The sentence of the last failure in one of Tune's files of errors: a traceback's last line, else the first."""
+    lines = [line.strip() for line in text.rpartition("Failure #")[2].splitlines()[1:] if line.strip()]
+    if not lines:
+        return ""
+    if "ray::" not in lines[0] and not lines[0].startswith("Traceback"):
+        return lines[0]
+    kind, colon, words = lines[-1].partition(": ")
+    return f"{kind.rpartition('.')[2]}{colon}{words}"
+
+
+class _Silent(ProgressReporter):  # type: ignore[misc]
+    """How the search goes is said by its director."""
+
+    def should_report(self, trials: list[Any], done: bool = False) -> bool:  # noqa: ARG002
+        return False
 
 
 class _Unsaved:
@@ -96,9 +116,9 @@ class _Unsaved:
 class _Proposals(_Unsaved, Searcher):  # type: ignore[misc]
     """Tune asks here for the next trial, and tells here that one has ended."""
 
-    def __init__(self, director: Director) -> None:
+    def __init__(self, director: Director, losses: Mapping[str, str]) -> None:
         super().__init__()
-        self._director = director
+        self._director, self._losses = director, losses
         self._numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -114,7 +134,8 @@ class _Proposals(_Unsaved, Searcher):  # type: ignore[misc]
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if self._director.must_end() or trial_id not in self._numbers:
             return  # stopped by Tune at our word: the trial itself has not ended
-        self._director.ended(self._numbers.pop(trial_id), None if error else result)
+        number, why = self._numbers.pop(trial_id), self._losses.get(trial_id, "")
+        self._director.ended(number, None if error else result, why)
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Nothing: the trials are in the service's database."""
@@ -125,16 +146,24 @@ class _Reports(_Unsaved, FIFOScheduler):  # type: ignore[misc]
 
     No trial is ended by Tune itself, which would kill its driver and leave the workers' places to Ray's cleaner, for
     which the next trial had to wait: the director asks the trial to end.
+
+    Attributes:
+        losses: By Tune's name of a trial, what its driver was lost by last.
     """
 
     def __init__(self, director: Director) -> None:
         super().__init__()
         self._director = director
+        self.losses: dict[str, str] = {}
 
     def on_trial_result(self, _tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if "validation" in result:
             self._director.reported(int(trial.config["number"]), int(result["validation"]))
         return str(TrialScheduler.CONTINUE)
+
+    def on_trial_error(self, _tune_controller: Any, trial: Any) -> None:
+        if trial.error_file:
+            self.losses[trial.trial_id] = last_words(Path(trial.error_file).read_text(encoding="utf-8"))
 
 
 class _End(_Unsaved, tune.Stopper):  # type: ignore[misc]
@@ -146,84 +175,3 @@ class _End(_Unsaved, tune.Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         return self._director.must_end()
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """A trial as Tune's scheduler knows it."""
-
-    trial_id: str
-
-
-class Rungs:
-    """Which trials go on: asynchronous successive halving (https://arxiv.org/abs/1810.05934) by Tune's scheduler.
-
-    It lives in the driver's memory only. A new driver tells it all recorded validations, and so has the same rungs; a
-    decision depends on what stands on the rung, not on the order in which it came.
-
-    Args:
-        mode: max or min.
-        grace: Validations before a trial may be ended.
-        reduction: One trial in so many goes on at each rung.
-        most: Validations of a trial of full length.
-    """
-
-    def __init__(self, mode: str, grace: int, reduction: int, most: int) -> None:
-        self._mode, self._grace, self._reduction = mode, grace, reduction
-        self._scheduler = AsyncHyperBandScheduler(
-            time_attr="validation",
-            metric="value",
-            mode=mode,
-            max_t=max(most, grace),
-            grace_period=grace,
-            reduction_factor=reduction,
-            stop_last_trials=False,
-        )
-        # What the scheduler keeps to itself, for the sentence about a trial's end.
-        self._on_rungs: dict[int, dict[int, float]] = {}
-        self._known: set[int] = set()
-
-    def judge(self, number: int, validation: int, value: float | None) -> str | None:
-        """Take a validation in.
-
-        Args:
-            number: Of the trial.
-            validation: From 1; each that is taken in must be told, in the trial's order.
-            value: None: the trial had none, and goes on.
-
-        Returns:
-            Why the trial should end; None: it goes on.
-        """
-        if value is None:
-            return None
-        trial = _Known(str(number))
-        if number not in self._known:
-            self._known.add(number)
-            self._scheduler.on_trial_add(None, trial)
-        action = self._scheduler.on_trial_result(None, trial, {"validation": validation, "value": value})
-        rung = self._on_rungs.setdefault(self._rung(validation), {})
-        why = self._why(validation, value, list(rung.values())) if action == TrialScheduler.STOP else None
-        rung.setdefault(number, value)
-        return why
-
-    def replay(self, trials: Sequence[Mapping[str, Any]]) -> None:
-        """Take in all that was recorded; what was to be decided then has been decided."""
-        for trial in trials:
-            for report in trial["reports"]:
-                self.judge(trial["number"], report["validation"], report["value"])
-
-    def _rung(self, validation: int) -> int:
-        """The highest rung that a validation has reached, by the number of its own validation; 0: none yet."""
-        rung, above = 0, self._grace
-        while above <= validation:
-            rung, above = above, above * self._reduction
-        return rung
-
-    def _why(self, validation: int, value: float, others: list[float]) -> str:
-        share = 100 / self._reduction
-        cutoff = float(np.percentile(others, 100 - share if self._mode == "max" else share))
-        side = "below" if self._mode == "max" else "above"
-        return (
-            f"ended by asha at validation {validation}: {value:.4f} is {side} {cutoff:.4f}, the bound of the best "
-            f"{share:.0f}% of {len(others)} trials"
-        )

@@ -193,13 +193,22 @@ class Connection:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     @contextmanager
-    def stream(self, path: str) -> Iterator[httpx.Response]:
+    def stream(
+        self, path: str, params: Mapping[str, Any] | None = None, silence_s: float | None = None
+    ) -> Iterator[httpx.Response]:
         """An answer whose body is read piece by piece.
+
+        Args:
+            path: Below /api/v1.
+            params: As for `get`.
+            silence_s: How long nothing may come, instead of the usual time.
 
         Raises:
             SegfleetError: as `get`, also when the body breaks off.
         """
-        request = self._build("GET", path, None, None, None)
+        request = self._build("GET", path, params, None, None)
+        if silence_s is not None:
+            request.extensions["timeout"] = {**_TIMEOUT.as_dict(), "read": silence_s}
         try:
             response = self._http.send(request, stream=True)
             try:

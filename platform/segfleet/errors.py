@@ -7,6 +7,7 @@
     |-- QueueError
     |   |-- UnknownJobError
     |   |-- IllegalTransitionError
+    |   |-- JobChangedError         the job is no longer as its caller knew it
     |   |-- AttemptFencedError      this attempt has lost its right to write
     |   |-- IdempotencyConflictError
     |   |-- QuotaExceededError      project or user have as many waiting jobs as they may
@@ -17,6 +18,7 @@
     |   `-- ModelRefusedError       the registry does not take a model
     |-- LaunchError         the cluster refused, or cannot be reached
     |-- ServiceError        the service refused a request, or cannot be reached
+    |   `-- TooManyStreamsError     no further stream can be opened
     |-- AccessError         the user's role, projects or jobs do not allow the request
     |   |-- UnauthorizedError       no valid token
     |   `-- UnknownTokenError       no token of that id
@@ -127,6 +129,19 @@ class IllegalTransitionError(QueueError):
         return f"{text}; {self.hint}" if self.hint else text
 
 
+class JobChangedError(QueueError):
+    """The job is no longer as its caller knew it."""
+
+    code = "job_changed"
+
+    def __init__(self, job_id: str, version: str, state: str) -> None:
+        super().__init__(job_id, version, state)
+        self.job_id, self.version, self.state = job_id, version, state
+
+    def __str__(self) -> str:
+        return f"job {self.job_id} has changed: it is {self.state} in version {self.version} now; look at it again"
+
+
 class AttemptFencedError(QueueError):
     """The attempt is not (or no longer) the job's current one: it must stop and write nothing."""
 
@@ -209,6 +224,19 @@ class ServiceError(SegfleetError):
     """The service refused a request or cannot be reached."""
 
     code = "service"
+
+
+class TooManyStreamsError(ServiceError):
+    """No further stream can be opened."""
+
+    code = "too_many_streams"
+
+    def __init__(self, whose: str, most: str) -> None:
+        super().__init__(whose, most)
+        self.whose, self.most = whose, most
+
+    def __str__(self) -> str:
+        return f"{self.whose} has {self.most} streams open, which is the most; close some"
 
 
 class AccessError(SegfleetError):

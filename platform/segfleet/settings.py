@@ -16,6 +16,7 @@ from pathlib import Path
 from segfleet.data_settings import DataSettings
 from segfleet.door import Door, attempts_url, webhook_hosts
 from segfleet.errors import SettingsError
+from segfleet.kube_settings import KubeSettings
 from segfleet.mlflow_login import checked_uri, mlflow_login
 
 DEFAULT_PORT = 8700
@@ -136,6 +137,7 @@ class Settings:
         attempts_url: Base URL by which jobs reach a service; default: this one's on the loopback interface.
         webhook_hosts: Hosts and ports of webhooks that may be private.
         mlflow_login: Variables that let a process in at the MLflow server; attempts get them with their tokens.
+        kube: Where jobs go instead of `ray_address`, if they are RayJobs on Kubernetes.
     """
 
     home: Home
@@ -151,6 +153,7 @@ class Settings:
     attempts_url: str = ""
     webhook_hosts: frozenset[tuple[str, int]] = frozenset()
     mlflow_login: Mapping[str, str] = field(default_factory=dict, repr=False)
+    kube: KubeSettings | None = None
 
     def __post_init__(self) -> None:
         if not self.attempts_url:
@@ -162,6 +165,16 @@ class Settings:
         return f"{socket.gethostname()[:64]}:{self.port}"
 
     @property
+    def cluster_url(self) -> str:
+        """Where jobs are sent to."""
+        return self.ray_address if self.kube is None else self.kube.url
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether quotas and room are Kueue's affair: then jobs are sent as soon as they wait for nothing else."""
+        return self.kube is not None and bool(self.kube.queue)
+
+    @property
     def job_env(self) -> dict[str, str]:
         """Switches of every job process: where MLflow is, and what must stay quiet (no secret among them)."""
         return {
@@ -169,7 +182,7 @@ class Settings:
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
             "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_DEDUP_LOGS": "0",
             "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -184,8 +197,9 @@ class Settings:
         """Settings of a service process, as `segfleet up` or an operator hands them over.
 
         Variables: SEGFLEET_HOME, SEGFLEET_PORT, SEGFLEET_RAY_ADDRESS, SEGFLEET_MLFLOW_URI, SEGFLEET_DATABASE_URL,
-        SEGFLEET_LEASE_S, SEGFLEET_START_DEADLINE_S, SEGFLEET_POLL_S, those of `Door.of`, and for several servers on
-        one database SEGFLEET_SHARED, SEGFLEET_ATTEMPTS_URL and SEGFLEET_LEADER_LEASE_S;
+        SEGFLEET_LEASE_S, SEGFLEET_START_DEADLINE_S, SEGFLEET_POLL_S, those of `Door.of` and
+        `KubeSettings.of`, and for several servers on one database SEGFLEET_SHARED, SEGFLEET_ATTEMPTS_URL and
+        SEGFLEET_LEADER_LEASE_S;
         SEGFLEET_WEBHOOK_HOSTS (HOST:PORT, comma-separated); MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
 
         Raises:
@@ -208,6 +222,7 @@ class Settings:
             attempts_url=attempts_url(env),
             webhook_hosts=webhook_hosts(env),
             mlflow_login=mlflow_login(env),
+            kube=KubeSettings.of(env),
         )
 
 

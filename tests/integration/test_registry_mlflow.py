@@ -17,6 +17,7 @@ from segfleet.errors import ModelError, ModelRefusedError, ServiceError
 from segfleet.promotion.desk import Promotions
 from segfleet.registry.registration import Registration, of_content, of_job
 from segfleet.registry.registry import Registry
+from segfleet.registry.version_maker import VersionMaker
 
 pytestmark = pytest.mark.integration
 
@@ -243,7 +244,7 @@ def test_a_version_whose_answer_was_lost_is_found_again(registry: Registry, want
             raise mlflow.exceptions.MlflowException("connection lost")
 
     losing = Registry(registry.uri)
-    losing._client = Losing(tracking_uri=registry.uri, registry_uri=registry.uri)
+    losing._maker = VersionMaker(Losing(tracking_uri=registry.uri, registry_uri=registry.uri))
     with pytest.raises(ServiceError):
         losing.register(wanted)
     assert registry.register(wanted) == "1"

@@ -28,9 +28,11 @@ from s3_server import BUCKET, s3_server
 from segfleet.client import Client
 from segfleet.registry.card import CARD
 from segfleet_jobs.checkpoint import load_checkpoint
+from segfleet_jobs.logged_model import log_model
 from segfleet_jobs.origin import training_tags
 from segfleet_jobs.registered_model import load_registered
-from segfleet_jobs.tracking import Tracker, end_run, log_model, open_run
+from segfleet_jobs.tracker import Tracker
+from segfleet_jobs.tracking import end_run, open_run, plan_run
 from segfleet_models.inference import predict
 from segfleet_pipelines.manifest import Manifest
 from training import RecordingLink, make_dataset, make_train_spec, run_alone
@@ -102,8 +104,9 @@ def _train(place: Place, folder: Path) -> None:
     spec, manifest, link = make_train_spec(shards), Manifest.load(shards), RecordingLink()
     result = run_alone(spec, folder / "job", link)
     best = load_checkpoint(Path(link.records[-1].path))
-    run_id = open_run("job-retrieved", spec, manifest)
-    tracker = Tracker(run_id)
+    plan = plan_run("job-retrieved", spec, manifest)
+    run_id = open_run(plan)
+    tracker = Tracker(folder / "spool", plan)
     sheet = io.BytesIO()
     Image.new("RGB", (8, 8)).save(sheet, "PNG")
     tracker.picture(best.step, sheet.getvalue())

@@ -43,7 +43,7 @@ def test_a_grid_with_asha_survives_the_kill_of_its_driver_and_ends_in_a_model(ra
     # Whoever comes after a better one is ended.
     space = {"optim.lr": [0.003, 0.00001]}
     search = {"scheduler": "asha", "reduction": 2, "max_parallel": 2}
-    document = tiny_search(shards, space, search, final={"steps": 2}, register={"model": "seg"}, train={"steps": 6})
+    document = tiny_search(shards, space, search, final={"steps": 2}, register={"model": "seg"}, train={"steps": 4})
     job = ray_stage.submit(document)
     first = ray_stage.start(job, workers=1)
     wait_for(lambda: _is_second_half_done(ray_stage, job) or first.poll() is not None, 300)
@@ -75,6 +75,16 @@ def test_a_grid_with_asha_survives_the_kill_of_its_driver_and_ends_in_a_model(ra
     token = ray_stage.environment["RAY_AUTH_TOKEN"]
     assert token not in json.dumps(trials)
     assert not ray_stage.members(), "workers are left"
+    _check_log(ray_stage.log(job))
+
+
+def _check_log(log: str) -> None:
+    """One line of ours for each trial that begins or ends, none of Tune's tables."""
+    assert "segfleet: trial 1 of 2 begins: optim.lr=0.003" in log
+    assert "segfleet: trial 2 of 2 goes on from step" in log
+    assert "Number of trials" not in log
+    assert "Configuration for experiment" not in log
+    assert "Logical resource usage" not in log
 
 
 def _is_second_half_done(made: Stage, job: str) -> bool:
@@ -87,10 +97,7 @@ def _measured(trial: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_runs(made: Stage, job: str, result: dict[str, Any], trials: list[dict[str, Any]]) -> None:
-    client = MlflowClient(made.environment["MLFLOW_TRACKING_URI"])
-    experiment = client.get_experiment_by_name("segfleet/default")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], f"tags.`segfleet.search` = '{job}'")
+    client, runs = MlflowClient(made.environment["MLFLOW_TRACKING_URI"]), made.runs(job)
     assert len(runs) == len(trials), "one run a trial, over both attempts"
     assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {result["mlflow_run"]}
     assert {run.info.run_id for run in runs} == {trial["mlflow_run"] for trial in trials}
@@ -98,31 +105,34 @@ def _check_runs(made: Stage, job: str, result: dict[str, Any], trials: list[dict
     assert client.get_run(result["mlflow_run"]).info.status == "FINISHED"
 
 
-def test_a_gang_of_two_runs_trials_of_two_workers_one_by_one_over_a_failure_and_a_yield(
-    ray_stage: Stage, shards: str, tmp_path: Path
-) -> None:
-    (tmp_path / "broken.npz").write_bytes(b"no weights")
-    space = {"model.pretrained": [str(tmp_path / "broken.npz"), False]}
-    train = {"steps": 8, "validate_every": 8, "checkpoint_every": 8}
+def test_trials_of_two_workers_run_one_by_one_make_room_go_on_and_are_cancelled(ray_stage: Stage, shards: str) -> None:
+    train = {"steps": 1000, "validate_every": 1000, "checkpoint_every": 2}
+    space = {"optim.lr": [0.001, 0.002]}
     document = tiny_search(shards, space, {"max_parallel": 2}, train=train, resources={"workers": 2})
     job = ray_stage.submit(document)
     first = ray_stage.start(job, workers=2)
-    wait_for(lambda: len(ray_stage.trials(job)) > 1 or first.poll() is not None, 300)
-    failed = ray_stage.trials(job)[0]
-    assert failed["state"] == "failed", "trials of two workers ran side by side on two CPUs"
-    assert "broken.npz" in failed["why"]
+    wait_for(lambda: _has_checkpoint(ray_stage, job) or first.poll() is not None, 300)
+    assert states(ray_stage.trials(job)) == {1: "running"}, "trials of two workers run side by side on two CPUs"
     ray_stage.ask_to_yield(job)
-    assert first.wait(timeout=300) == 0, ray_stage.log(job)
+    assert first.wait(timeout=120) == 0, ray_stage.log(job)
     assert ray_stage.job(job)["state"] == "queued"
-    held = ray_stage.trials(job)[1]
+    [held] = ray_stage.trials(job)
     assert held["state"] == "running"
-    assert held["checkpoint"]["step"] < 8
+    assert 0 < held["checkpoint"]["step"] == held["step"] < 1000
     second = ray_stage.start(job, workers=2)
-    wait_for(lambda: ray_stage.trials(job)[1]["state"] == "succeeded" or second.poll() is not None, 300)
-    trials = ray_stage.trials(job)
-    assert states(trials) == {1: "failed", 2: "succeeded"}
-    assert trials[0]["updated_at"] == failed["updated_at"]
-    # Cancelled while it measures: nothing may be left on the cluster.
+    wait_for(lambda: ray_stage.trials(job)[0]["step"] > held["step"] or second.poll() is not None, 300)
+    assert f"segfleet: trial 1 of 2 goes on from step {held['step']}" in ray_stage.log(job)
+    # Its driver, its controller and its two workers.
+    assert len(ray_stage.members()) >= 4
     ray_stage.service.http.post(f"/api/v1/jobs/{job}/cancel", json={}, headers=ray_stage.service.bearer)
-    assert second.wait(timeout=100) in (0, 3)
+    assert second.wait(timeout=60) == 3, "whoever is told to end says so with its exit code"
     wait_for(lambda: not ray_stage.members(), 60)
+    [cancelled] = ray_stage.trials(job)
+    assert (cancelled["attempt"], cancelled["state"], cancelled["why"]) == (2, "running", "")
+    folder = Path(cancelled["checkpoint"]["path"])
+    assert (folder / "meta.json").is_file(), "a retry takes it up there"
+    assert len(ray_stage.runs(job)) == 1
+
+
+def _has_checkpoint(made: Stage, job: str) -> bool:
+    return any(trial["checkpoint"] is not None for trial in made.trials(job))

@@ -16,10 +16,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 
 from segfleet.errors import ServiceError
-from segfleet_jobs import tracking as tracking_module
+from segfleet_jobs import patience as patience_module
 from segfleet_jobs.checkpoint import load_checkpoint
+from segfleet_jobs.logged_model import log_model
+from segfleet_jobs.patience import patiently
 from segfleet_jobs.registered_model import load_registered
-from segfleet_jobs.tracking import CONFUSION_FILE, Tracker, end_run, fail_run, flatten, log_model, open_run, patiently
+from segfleet_jobs.tracker import CONFUSION_FILE, Tracker
+from segfleet_jobs.tracking import end_run, fail_run, flatten, open_run, plan_run
 from segfleet_models.inference import predict
 from segfleet_pipelines.manifest import Manifest
 from training import RecordingLink, make_dataset, make_train_spec, run_alone
@@ -55,11 +58,12 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def test_a_job_has_one_run_over_all_its_attempts(shards: str, tracking: None) -> None:
     spec, manifest = make_train_spec(shards), Manifest.load(shards)
-    first = open_run("job-one", spec, manifest, {"segfleet.mixed_content_ids": "b" * 64})
+    plan = plan_run("job-one", spec, manifest, {"segfleet.mixed_content_ids": "b" * 64})
+    first = open_run(plan)
     fail_run(first, "worker lost")
     assert mlflow.MlflowClient().get_run(first).info.status == "FAILED"
-    assert open_run("job-one", spec, manifest) == first
-    assert open_run("job-two", spec, manifest) != first
+    assert open_run(plan) == first
+    assert open_run(plan_run("job-two", spec, manifest)) != first
     run = mlflow.MlflowClient().get_run(first)
     assert run.info.status == "RUNNING"
     assert run.data.params["train.steps"] == "6"
@@ -67,34 +71,35 @@ def test_a_job_has_one_run_over_all_its_attempts(shards: str, tracking: None) ->
     assert run.data.tags["segfleet.mixed_content_ids"] == "b" * 64
 
 
-def test_a_resumed_attempt_writes_no_point_twice(shards: str, tracking: None) -> None:
-    run_id = open_run("job-resumed", make_train_spec(shards), Manifest.load(shards))
+def test_a_resumed_attempt_writes_no_point_twice(shards: str, tracking: None, tmp_path: Path) -> None:
+    plan = plan_run("job-resumed", make_train_spec(shards), Manifest.load(shards))
     for attempt in (range(1, 5), range(3, 8)):
-        tracker = Tracker(run_id)
+        tracker = Tracker(tmp_path, plan)
         for step in attempt:
             tracker.metrics(step, {"train/loss": float(step), "val/nothing": float("nan")})
             time.sleep(0.002)  # MLflow tells points apart by their milliseconds
         tracker.close()
+    run_id = open_run(plan)
     points = mlflow.MlflowClient().get_metric_history(run_id, "train/loss")
     assert sorted((point.step, point.value) for point in points) == [(step, float(step)) for step in range(1, 8)]
     assert mlflow.MlflowClient().get_metric_history(run_id, "val/nothing") == []
 
 
-def test_odd_class_names_reach_mlflow_and_refused_points_do_not_block(shards: str, tracking: None) -> None:
-    run_id = open_run("job-names", make_train_spec(shards), Manifest.load(shards))
-    tracker = Tracker(run_id)
+def test_odd_class_names_reach_mlflow_and_refused_points_do_not_block(
+    shards: str, tracking: None, tmp_path: Path
+) -> None:
+    tracker = Tracker(tmp_path, plan_run("job-names", make_train_spec(shards), Manifest.load(shards)))
     tracker.metrics(1, {"val_iou/building, edifice (old) & 'new'": 0.5})
     tracker.metrics(2, {"": 0.5})
     tracker.metrics(3, {"train/loss": 0.25})
-    tracker.flush(30.0)
-    client = mlflow.MlflowClient()
+    tracker.close(30.0)
+    client, run_id = mlflow.MlflowClient(), str(tracker.run_id)
     assert client.get_metric_history(run_id, "train/loss")[0].value == 0.25
-    tracker.close()
     assert client.get_run(run_id).data.metrics["val_iou/building_ edifice _old_ _ _new_"] == 0.5
 
 
 def test_an_mlflow_that_comes_back_is_waited_for_and_a_refusal_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking_module.time, "sleep", lambda _: None)
+    monkeypatch.setattr(patience_module.time, "sleep", lambda _: None)
     answers = iter([MlflowException("away", error_code=TEMPORARILY_UNAVAILABLE)] * 3)
 
     def call() -> str:
@@ -115,24 +120,22 @@ def test_a_failure_is_not_hidden_by_an_absent_mlflow(tracking: None) -> None:
     fail_run("0" * 32, "the true reason")
 
 
-def test_a_sheet_of_pictures_arrives(shards: str, tracking: None) -> None:
-    run_id = open_run("job-pictures", make_train_spec(shards), Manifest.load(shards))
-    tracker = Tracker(run_id)
+def test_a_sheet_of_pictures_arrives(shards: str, tracking: None, tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, plan_run("job-pictures", make_train_spec(shards), Manifest.load(shards)))
     tracker.picture(40, b"png")
     tracker.close()
-    artifacts = mlflow.MlflowClient().list_artifacts(run_id, "predictions")
+    artifacts = mlflow.MlflowClient().list_artifacts(str(tracker.run_id), "predictions")
     assert [entry.path for entry in artifacts] == ["predictions/step-00000040.png"]
 
 
 def test_the_confusion_of_the_best_validation_replaces_an_earlier_one(
     shards: str, tracking: None, tmp_path: Path
 ) -> None:
-    run_id = open_run("job-confusion", make_train_spec(shards), Manifest.load(shards))
-    tracker = Tracker(run_id)
+    tracker = Tracker(tmp_path / "spool", plan_run("job-confusion", make_train_spec(shards), Manifest.load(shards)))
     tracker.confusion(20, [[1, 2], [3, 4]], ("a", "b"))
     tracker.confusion(40, [[5, 0], [0, 5]], ("a", "b"))
     tracker.close()
-    path = mlflow.MlflowClient().download_artifacts(run_id, CONFUSION_FILE, str(tmp_path))
+    path = mlflow.MlflowClient().download_artifacts(str(tracker.run_id), CONFUSION_FILE, str(tmp_path))
     kept = json.loads(Path(path).read_text())
     assert kept == {"step": 40, "class_names": ["a", "b"], "matrix": [[5, 0], [0, 5]]}
 
@@ -147,7 +150,7 @@ def test_the_exported_model_predicts_like_the_trained_one_in_a_fresh_process(
     right = link.confusions[result["best_step"]].diagonal().sum() / link.confusions[result["best_step"]].sum()
     assert float(right) == pytest.approx(result["pixel_accuracy"])
     best = load_checkpoint(Path(link.records[-1].path))
-    run_id = open_run("job-export", spec, manifest)
+    run_id = open_run(plan_run("job-export", spec, manifest))
     uri = log_model(run_id, best.path / "model.safetensors", best.meta, spec, manifest)
     end_run(run_id, {"miou": 0.5, "best_step": best.step})
     folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path / "model")))

@@ -8,6 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from segfleet.cli.output import ago, clean, duration, note, number, say
+from segfleet.cli.time_text import fault_lines, time_lines
 
 _STATE_STYLES = {
     "running": "cyan",
@@ -80,6 +81,8 @@ def print_job(job: dict[str, Any]) -> None:
     for attempt in job["attempts"]:
         why = f": {attempt['failure']['message']}" if attempt["failure"] else ""
         say(f"  {attempt['id']} {attempt['state']}{why}")
+    for line in (*fault_lines(job["faults"]), *time_lines(job["goodput"])):
+        say(line)
 
 
 def _progress(progress: dict[str, Any], has_ended: bool) -> list[str]:

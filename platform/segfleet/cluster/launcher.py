@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 
+from segfleet.cluster.needs import Needs
 from segfleet.errors import LaunchError
 from segfleet.queue.model import clean_text
 from segfleet.queue.scheduling.values import Node
@@ -61,10 +62,12 @@ class RayJobStatus:
 
     Attributes:
         message: Ray's explanation, without the log's last lines that it brings along after a failure.
+        is_held: The cluster has it but keeps it from running, or took it off its nodes again, as Kueue does.
     """
 
     state: RayState
     message: str = ""
+    is_held: bool = False
 
     @property
     def is_terminal(self) -> bool:
@@ -104,7 +107,14 @@ class Launcher:
         """Close the connections."""
         self._http.close()
 
-    def submit(self, submission_id: str, command: str, env: Mapping[str, str], metadata: Mapping[str, str]) -> None:
+    def submit(
+        self,
+        submission_id: str,
+        command: str,
+        env: Mapping[str, str],
+        metadata: Mapping[str, str],
+        needs: Needs | None = None,  # noqa: ARG002 - the driver itself asks Ray for its workers
+    ) -> None:
         """Run a command under an id of our choice; an id that Ray knows already is accepted as done.
 
         Args:
@@ -112,6 +122,7 @@ class Launcher:
             command: From `entrypoint`.
             env: Environment of the driver and its workers. Ray shows it to everyone who may ask it.
             metadata: Shown by Ray beside the job.
+            needs: What it takes; the cluster is there already.
 
         Raises:
             SubmissionRefusedError: Ray refuses this submission for good.

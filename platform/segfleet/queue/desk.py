@@ -9,15 +9,19 @@ from typing import Literal
 from segfleet.errors import QueueError
 from segfleet.queue import fencing, lifecycle
 from segfleet.queue.clock import Clock
+from segfleet.queue.lives import told
 from segfleet.queue.model import Document, Grant, Job, clean_text, lane_of, work_of
 from segfleet.queue.states import AttemptState, FailureClass, JobState
 from segfleet.queue.store import Store, Transaction
 from segfleet.queue.trials import TrialDesk
 
 Command = Literal["continue", "cancel", "preempt"]
+FaultKind = Literal["fault", "straggler", "damage"]
 
 MIN_INSTANCE_CHARS = 16
 MAX_MESSAGE_CHARS = 4000
+# Of one attempt: a history is for people.
+MAX_FAULTS = 100
 
 
 class AttemptDesk:
@@ -74,6 +78,8 @@ class AttemptDesk:
     def heartbeat(self, attempt_id: str, token: str, progress: Document | None = None) -> Command:
         """A sign of life with news of the progress document, answered with what to do.
 
+        Its `account` goes to the attempt, see `lives.told`.
+
         Raises:
             AttemptFencedError: the attempt has lost its right to write: it must stop.
         """
@@ -81,12 +87,34 @@ class AttemptDesk:
             job, attempt = fencing.fenced(tx, attempt_id, token)
             now = self.clock()
             sign = {"heartbeat_at": now, "beats": attempt.beats + 1, "used_s": attempt.used_at(now)}
-            tx.change_attempt(attempt.id, sign)
+            lives = told(attempt.lives, (progress or {}).get("account"), now)
+            tx.change_attempt(attempt.id, sign if lives is None else {**sign, "lives": lives})
             if progress is not None:
-                tx.change_job(job, {"progress": {**(job.progress or {}), **progress}, "updated_at": now})
+                news = {name: value for name, value in progress.items() if name != "account"}
+                tx.change_job(job, {"progress": {**(job.progress or {}), **news}, "updated_at": now})
             if job.cancel_requested:
                 return "cancel"
             return "preempt" if job.state == JobState.PREEMPTING else "continue"
+
+    def note_fault(self, attempt_id: str, token: str, kind: FaultKind, detail: Document) -> Job:
+        """Write to the job's history what went wrong with one of the attempt's workers.
+
+        Args:
+            attempt_id: The attempt.
+            token: Its token.
+            kind: `fault`: the group of workers starts anew for it; `straggler`: it only slows the others;
+                `damage`: a checkpoint was passed over.
+            detail: {"rank", "phase", "step", "message"}.
+
+        Raises:
+            AttemptFencedError: the attempt has lost its right to write.
+        """
+        with self.store.write() as tx:
+            job, attempt = fencing.fenced(tx, attempt_id, token)
+            known = tx.goodput.count_faults(job.id, attempt.number)
+            if known < MAX_FAULTS:
+                lifecycle.note(tx, job, now=self.clock(), kind=kind, who=attempt_id, detail=detail)
+            return job
 
     def yield_(self, attempt_id: str, token: str) -> Job:
         """The attempt has written its checkpoint and ends, as it was asked to.

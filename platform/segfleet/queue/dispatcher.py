@@ -78,7 +78,7 @@ class Dispatcher:
         self._stop_pace = _Pace(STOP_EVERY_S, {})
         self._complaint_pace = _Pace(COMPLAIN_EVERY_S, {})
         self._nodes_pace = _Pace(NODES_EVERY_S, {})
-        self._planner = Planner(queue.store, lead)
+        self._planner = Planner(queue.store, lead, hands_over=settings.hands_over)
         self._publisher = Publisher(lead, queue.store.is_shared)
         self._session: str | None = None
         self._nodes: tuple[Node, ...] | None = None
@@ -129,7 +129,8 @@ class Dispatcher:
             if session != self._session or self._nodes is None or self._nodes_pace.is_due("", now):
                 self._nodes = self._launcher.nodes()
             self._session = session
-            self._trouble = "" if self._nodes else "the cluster has no node yet"
+            # Whoever owns the quotas also makes the nodes.
+            self._trouble = "" if self._nodes or self._settings.hands_over else "the cluster has no node yet"
         except LaunchError as error:
             self._lose_sight(error)
 
@@ -168,6 +169,9 @@ class Dispatcher:
     def _settle_one(self, job: Job, attempt: Attempt, overdue: str, now: float) -> None:
         sight = self._sight(attempt, now)
         action: reconcile.Action
+        if sight is not None and sight.is_held and attempt.state == AttemptState.STARTING:
+            self._leases.excuse(attempt.id)
+            overdue = ""
         if attempt.is_alive:
             over_time = self._over_time(job, now)
             asked_at = attempt.stop_asked_at

@@ -51,6 +51,10 @@ class LeaseWatch:
         self._seen = seen
         return late
 
+    def excuse(self, attempt_id: str) -> None:
+        """It cannot show a sign of life, since the cluster keeps it waiting: its time begins at the next look."""
+        self._seen.pop(attempt_id, None)
+
     def rest(self, now: float) -> None:
         """The turn that began with the last look went through, and has ended now."""
         self._awake_at = now

@@ -11,8 +11,9 @@ from typing import Any
 
 from segfleet.queue import retry
 from segfleet.queue.causes import Cause
+from segfleet.queue.goodput import split
 from segfleet.queue.model import Attempt, Document, Job, attempt_id
-from segfleet.queue.states import AttemptState, FailureClass, JobState, StopFor, check_transition
+from segfleet.queue.states import HOLDING, AttemptState, FailureClass, JobState, StopFor, check_transition
 from segfleet.queue.store import Transaction
 from segfleet.webhooks import outbox
 
@@ -46,7 +47,7 @@ def move(
     """
     check_transition(job.id, job.state, target)
     moved = tx.change_job(job, {"state": target, "updated_at": now, **changes})
-    tx.add_event(
+    tx.events.add(
         job_id=job.id,
         at=now,
         kind=kind,
@@ -57,12 +58,20 @@ def move(
         detail=detail or {},
     )
     outbox.tell(tx.webhooks, moved, kind, detail or {}, now)
+    if job.state in HOLDING and target not in HOLDING and moved.started_at is not None:
+        _keep_goodput(tx, moved, now)
     return moved
+
+
+def _keep_goodput(tx: Transaction, job: Job, now: float) -> None:
+    spent = split(job, tx.attempts_of(job.id), tx.goodput.history_of(job.id), now)
+    if spent is not None:
+        tx.goodput.keep(job.id, spent.seconds)
 
 
 def note(tx: Transaction, job: Job, *, now: float, kind: str, who: str, detail: Document | None = None) -> None:
     """Write a line of history that changes no state."""
-    tx.add_event(
+    tx.events.add(
         job_id=job.id,
         at=now,
         kind=kind,
@@ -218,7 +227,7 @@ def end_failed(
     tx.change_attempt(attempt.id, {"state": state, "finished_at": now, "failure": document})
     counted = tx.budget_attempts(job)
     # A job that started over has its way before it again: checkpoints of an earlier budget are no measure.
-    checkpoints = [(number, step) for number, step in tx.checkpoints_of(job.id) if number > job.budget_from]
+    checkpoints = [(number, step) for number, step in tx.events.checkpoints_of(job.id) if number > job.budget_from]
     decision = retry.decide(failure, retry.count(counted, checkpoints), int(job.spec["queue"]["max_retries"]))
     error = {**document, "attempt": attempt.id}
     who = SERVICE if lost else attempt.id

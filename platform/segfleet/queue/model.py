@@ -174,6 +174,7 @@ class Attempt:
         stop_asked_at: When it was asked to make room or to pause.
         failure: {"class", "message"} if it failed or was lost.
         closed: Ray is done with it and its log is copied to the end.
+        lives: What its groups of workers told of their time, oldest first; see `lives.told`.
     """
 
     id: str
@@ -192,6 +193,7 @@ class Attempt:
     stop_asked_at: float | None
     failure: Document | None
     closed: bool
+    lives: tuple[Document, ...] = ()
 
     @property
     def is_alive(self) -> bool:
@@ -211,7 +213,8 @@ class Event:
 
     Attributes:
         kind: submitted, starting, running, checkpoint, preempting, preempted, retrying, pause_requested, paused,
-            resumed, priority, cancel_requested, retry_requested, succeeded, failed, cancelled, abandoned, explained.
+            resumed, priority, cancel_requested, retry_requested, succeeded, failed, cancelled, abandoned, explained,
+            fault, straggler, damage.
         source: State before; None: the event changed no state.
         target: State after; None: the event changed no state.
         who: User, attempt id or `service`.
@@ -226,6 +229,17 @@ class Event:
     source: JobState | None
     target: JobState | None
     detail: Document
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """A line of history, and whose."""
+
+    event: Event
+    name: str
+    job_kind: str
+    owner: str
+    project: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

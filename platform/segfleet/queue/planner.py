@@ -9,7 +9,7 @@ from segfleet.queue.candidates import Broken, Met, candidates, holdings, judge, 
 from segfleet.queue.leadership import Term
 from segfleet.queue.model import lane_of
 from segfleet.queue.policy import policy_of
-from segfleet.queue.scheduling.plan import plan
+from segfleet.queue.scheduling.plan import hand_over, plan
 from segfleet.queue.scheduling.shares import decayed_use
 from segfleet.queue.scheduling.values import Decision, Holding, Node
 from segfleet.queue.states import JobState
@@ -27,10 +27,11 @@ class Planner:
     Args:
         store: The database.
         lead: The leader's right to write.
+        hands_over: Room and quotas are the cluster's own affair.
     """
 
-    def __init__(self, store: Store, lead: Term) -> None:
-        self._store, self._lead = store, lead
+    def __init__(self, store: Store, lead: Term, *, hands_over: bool = False) -> None:
+        self._store, self._lead, self._hands_over = store, lead, hands_over
         self._counted_at = -math.inf
         self._ended_use: dict[str, float] = {}
 
@@ -54,6 +55,8 @@ class Planner:
         held = holdings(jobs, attempts, used_s, policy.grace_s, now)
         use = self._use(held, nodes or (), half_life_s, now)
         line = candidates(rows, used_s, blocking, dependencies, lanes)
+        if self._hands_over and nodes is not None:
+            return hand_over(line, held, now, use=use, policy=policy)
         return plan(line, nodes, held, now, use=use, policy=policy, unreachable=trouble)
 
     def resolve_dependencies(self, now: float) -> None:

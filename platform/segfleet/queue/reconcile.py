@@ -12,6 +12,7 @@ from segfleet.queue.states import AttemptState, FailureClass, JobState
 LEAVE_S = 30.0
 # An ended attempt that Ray does not get rid of holds its resources for no longer than this.
 GIVE_UP_S = 120.0
+_TAKEN_BACK = "the cluster took its nodes for others"
 # Those that ended by their own report are on their way out.
 _LEAVING = (AttemptState.SUCCEEDED, AttemptState.FAILED, AttemptState.PREEMPTED)
 
@@ -34,6 +35,11 @@ class Sight:
     def is_over(self) -> bool:
         """Whether Ray knows of no process of it."""
         return not self.failed and (self.status is None or self.status.is_terminal)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the cluster keeps it from running; one that had begun was taken off its nodes."""
+        return self.status is not None and self.status.is_held
 
     def restarted(self, attempt: Attempt) -> bool:
         """Whether it comes from another life of the head than the one that accepted the attempt."""
@@ -138,6 +144,8 @@ def decide_alive(
         return Stop()
     if sight.status is None:
         return _unknown_to_ray(attempt, sight)
+    if sight.is_held and attempt.state == AttemptState.RUNNING:
+        return Preempted() if is_preempting else Lose(_TAKEN_BACK, FailureClass.RESTART)
     if sight.status.is_terminal:
         return Lose(f"Ray says {sight.status.state}: {sight.status.message or 'no explanation'}")
     return Adopt(sight.session) if unsent else Leave()

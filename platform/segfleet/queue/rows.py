@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from sqlalchemy import Row
@@ -28,12 +29,11 @@ def gang_of_row(row: Row[Any]) -> Gang:
 def attempt_of(row: Row[Any]) -> Attempt:
     """An attempt from its row, without the digests of its secrets."""
     fields = {name: value for name, value in row._mapping.items() if not name.endswith("_hash")}
-    return Attempt(**{**fields, "state": AttemptState(row.state)})
+    return Attempt(**{**fields, "state": AttemptState(row.state), "lives": tuple(row.lives or ())})
 
 
 def event_of(row: Row[Any]) -> Event:
-    """A line of history from its row."""
-    states = {
-        name: None if row._mapping[name] is None else JobState(row._mapping[name]) for name in ("source", "target")
-    }
-    return Event(**{**row._mapping, **states})
+    """A line of history from its row, which may hold more."""
+    values = {one.name: row._mapping[one.name] for one in fields(Event)}
+    states = {name: None if values[name] is None else JobState(values[name]) for name in ("source", "target")}
+    return Event(**{**values, **states})

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from segfleet.cluster.launcher import RayJobStatus, entrypoint
+from segfleet.cluster.needs import Needs
 from segfleet.queue import fencing
 from segfleet.queue.leadership import Term
 from segfleet.queue.model import Attempt, Job
@@ -15,9 +16,11 @@ from segfleet.settings import Settings
 
 
 class ClusterDoor(Protocol):
-    """What the dispatcher needs of a cluster; see `segfleet.cluster.launcher.Launcher`."""
+    """What the dispatcher needs of a cluster; see `launcher.Launcher` and `kube_launcher.KubeLauncher`."""
 
-    def submit(self, submission_id: str, command: str, env: Mapping[str, str], metadata: Mapping[str, str]) -> None:
+    def submit(
+        self, submission_id: str, command: str, env: Mapping[str, str], metadata: Mapping[str, str], needs: Needs
+    ) -> None:
         """Run a command under this id, or find that it was taken already."""
 
     def status(self, submission_id: str) -> RayJobStatus | None:
@@ -75,7 +78,9 @@ class Sender:
         metadata = {"job": job.id, "attempt": str(attempt.number), "fence": str(attempt.fence)}
         command = entrypoint(job.kind) if self._python is None else entrypoint(job.kind, self._python)
         self._lead.require()
-        self._launcher.submit(attempt.id, command, env, metadata)
+        gang = job.gang
+        needs = Needs(attempt.workers, gang.cpus, gang.gpus, job.project, job.time_limit_s)
+        self._launcher.submit(attempt.id, command, env, metadata, needs)
 
     def _new_code(self, attempt: Attempt) -> str:
         """Replace the code of an attempt that was committed by a service that died before Ray got it."""

@@ -16,13 +16,15 @@ from segfleet.access.rows import AccessRows
 from segfleet.errors import QueueUnavailableError, UnknownJobError
 from segfleet.promotion.rows import PromotionRows
 from segfleet.queue.database import WRITE, exclusive, migrate, open_engine
+from segfleet.queue.event_rows import EventRows
+from segfleet.queue.goodput_rows import GoodputRows
 from segfleet.queue.leader_rows import LeaderRows
 from segfleet.queue.line_rows import LineRows
 from segfleet.queue.metric_rows import MetricRows
-from segfleet.queue.model import Attempt, Dependency, Document, Event, Job, Wanted
-from segfleet.queue.rows import attempt_of, event_of, job_of
+from segfleet.queue.model import Attempt, Dependency, Document, Job, Wanted
+from segfleet.queue.rows import attempt_of, job_of
 from segfleet.queue.states import HOLDING, JobState
-from segfleet.queue.tables import attempts, dependencies, events, idempotency, jobs, policies
+from segfleet.queue.tables import attempts, dependencies, idempotency, jobs, policies
 from segfleet.queue.trial_rows import TrialRows
 from segfleet.retention.rows import SCOPE as RETENTION
 from segfleet.retention.rows import RetentionRows
@@ -56,8 +58,10 @@ class Transaction:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.access = AccessRows(connection)
+        self.goodput = GoodputRows(connection)
         self.promotions = PromotionRows(connection)
         self.line = LineRows(connection)
+        self.events = EventRows(connection)
         self.trials = TrialRows(connection)
         self.leaders = LeaderRows(connection)
         self.metrics = MetricRows(connection)
@@ -238,21 +242,6 @@ class Transaction:
     def used_s(self, job_id: str, budget_from: int, now: float) -> float:
         """Seconds that the attempts after number `budget_from` have run until now."""
         return sum(attempt.used_at(now) for attempt in self.attempts_of(job_id) if attempt.number > budget_from)
-
-    def checkpoints_of(self, job_id: str) -> list[tuple[int, int]]:
-        """(attempt number, step) of every checkpoint in the job's history, oldest first."""
-        c = events.c
-        query = select(c.attempt, c.detail).where((c.job_id == job_id) & (c.kind == "checkpoint")).order_by(c.seq)
-        return [(row.attempt, row.detail["step"]) for row in self._connection.execute(query)]
-
-    def add_event(self, **values: Any) -> None:
-        """Append to the history."""
-        self._connection.execute(insert(events).values(values))
-
-    def events_of(self, job_id: str) -> list[Event]:
-        """The history of a job, oldest first."""
-        query = select(events).where(events.c.job_id == job_id).order_by(events.c.seq)
-        return [event_of(row) for row in self._connection.execute(query)]
 
     def find_key(self, owner: str, key: str) -> tuple[str, str] | None:
         """(job id, spec hash) that an idempotency key stands for."""

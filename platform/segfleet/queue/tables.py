@@ -18,6 +18,8 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+from segfleet.queue.goodput import PARTS
+
 metadata = MetaData()
 # SQLite numbers rows by itself only for a column that is exactly INTEGER PRIMARY KEY.
 _Serial = BigInteger().with_variant(Integer(), "sqlite")
@@ -86,6 +88,7 @@ attempts = Table(
     Column("stop_asked_at", Float),
     Column("failure", JSON(none_as_null=True)),
     Column("closed", Boolean, nullable=False),
+    Column("lives", JSON(none_as_null=True)),
     UniqueConstraint("job_id", "number", name="attempts_number"),
     UniqueConstraint("job_id", "fence", name="attempts_fence"),
     Index("attempts_open", "closed"),
@@ -124,6 +127,14 @@ dependencies = Table(
     Column("condition", String(16), nullable=False),
     Column("is_met", Boolean, nullable=False),
     Index("dependencies_open", "is_met"),
+)
+
+# Where the time of jobs went, as of the end of their latest attempt.
+goodput = Table(
+    "goodput",
+    metadata,
+    Column("job_id", String(32), ForeignKey("jobs.id"), primary_key=True),
+    *(Column(part, Float, nullable=False) for part in PARTS),
 )
 
 # What became of each choice of a search; rows are written by the search's attempt alone.

@@ -161,7 +161,8 @@ class TrialDesk:
             attempt_id: The search's attempt.
             token: Its token.
             number: The trial.
-            report: {"validation" (from 1), "step", "value", "miou", "seconds"}; a value that is not finite is None.
+            report: {"validation" (from 1), "step", "value", "miou", "seconds"}; a value that is not finite is None. It
+                is stored with "at", seconds since the epoch: the order of all trials' validations.
 
         Raises:
             AttemptFencedError: the attempt has lost its right to write.
@@ -176,11 +177,12 @@ class TrialDesk:
             if validation != len(reports) + 1 or validation > MAX_REPORTS:
                 raise QueueError(f"trial {number} of {job.id} has {len(reports)} reports, {validation} is not the next")
             _require_running(job, trial, report["step"])
-            changes = {"reports": [*reports, report], "step": max(trial["step"], report["step"])}
+            now = self._clock()
+            changes = {"reports": [*reports, {**report, "at": now}], "step": max(trial["step"], report["step"])}
             value, best = report["value"], trial["best_value"]
             if value is not None and (best is None or _is_better(value, best, job.spec["search"]["mode"])):
                 changes |= {"best_value": value, "best_step": report["step"]}
-            return _changed(tx, job, trial, changes, self._clock())
+            return _changed(tx, job, trial, changes, now)
 
     def set_checkpoint(self, attempt_id: str, token: str, number: int, checkpoint: Document) -> Document:
         """Point a trial at a checkpoint that is complete and durable; within one attempt the step only rises.

@@ -22,12 +22,11 @@ import mlflow.artifacts
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from segfleet.errors import ModelError, ModelRefusedError, ServiceError
-from segfleet.registry.registration import CONTENT_TAG, GENERATION_TAG, JOB_TAG, Registration
+from segfleet.errors import ModelError, ServiceError
+from segfleet.registry.registration import GENERATION_TAG, JOB_TAG, Registration
 from segfleet.registry.runs import RunRemoval
+from segfleet.registry.version_maker import VersionMaker, metric_tags, pages, version_tags
 
-_IDENTITY_TAGS = frozenset({JOB_TAG, GENERATION_TAG, CONTENT_TAG})
-_LOGGED_MODEL = re.compile(r"models:/(?P<id>m-[0-9a-f]{32})")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -51,6 +50,7 @@ class Registry:
         self.uri = uri
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self._runs = RunRemoval(self._client, uri)
+        self._maker = VersionMaker(self._client)
         # Search, then create: two askers at once must not both find nothing.
         self._registering = threading.Lock()
         self._at_once = threading.BoundedSemaphore(_AT_ONCE)
@@ -65,7 +65,7 @@ class Registry:
     def models(self) -> list[dict[str, Any]]:
         """Registered models: name, aliases {alias: version}, latest version, time of the last change."""
         with self._answering("models"):
-            return [_model_document(model) for model in _pages(self._client.search_registered_models)]
+            return [_model_document(model) for model in pages(self._client.search_registered_models)]
 
     def model(self, name: str) -> dict[str, Any]:
         """One registered model with its versions, the newest first.
@@ -76,7 +76,7 @@ class Registry:
         _check(_NAME, name, name)
         with self._answering(name):
             model = self._client.get_registered_model(name)
-            versions = list(_pages(self._client.search_model_versions, f"name = '{name}'"))
+            versions = list(pages(self._client.search_model_versions, f"name = '{name}'"))
         aliases: dict[str, list[str]] = {}
         for alias, version in model.aliases.items():
             aliases.setdefault(str(version), []).append(alias)
@@ -157,9 +157,9 @@ class Registry:
         Raises:
             ModelRefusedError: the model was not logged by that run, or a tag uses a reserved prefix.
         """
-        tags = _version_tags(wanted)
+        tags = version_tags(wanted)
         with self._registering, self._answering(wanted.model_uri):
-            return self._existing(wanted) or self._create(wanted, tags)
+            return self._maker.make(wanted, tags)
 
     def holder(self, name: str, alias: str) -> str | None:
         """The version that an alias points to; None: the model has no such alias.
@@ -200,14 +200,14 @@ class Registry:
         """
         number = self._resolve(name, version).version
         with self._answering(f"{name}/{version}"):
-            for tag, text in _metric_tags(metrics).items():
+            for tag, text in metric_tags(metrics).items():
                 self._client.set_model_version_tag(name, number, tag, text)
 
     def versions_by_job(self) -> dict[str, list[str]]:
         """NAME/VERSION of all versions, by the job that made them."""
         found: dict[str, list[str]] = {}
         with self._answering("versions"):
-            for version in _pages(self._client.search_model_versions):
+            for version in pages(self._client.search_model_versions):
                 if job_id := version.tags.get(JOB_TAG):
                     found.setdefault(job_id, []).append(f"{version.name}/{version.version}")
         return found
@@ -224,27 +224,6 @@ class Registry:
                 return self._runs.remove(run_id)
         except ModelError:
             return False
-
-    def _existing(self, wanted: Registration) -> str | None:
-        tags = " and ".join(f"tags.`{tag}` = '{text}'" for tag, text in wanted.identity.items())
-        query = f"name = '{wanted.name}' and {tags}"
-        return next((str(version.version) for version in _pages(self._client.search_model_versions, query)), None)
-
-    def _create(self, wanted: Registration, tags: dict[str, str]) -> str:
-        match = _LOGGED_MODEL.fullmatch(wanted.model_uri)
-        if match is None:
-            raise ModelRefusedError(f"{wanted.model_uri!r} is no logged model; write models:/m-ID")
-        if self._client.get_logged_model(match["id"]).source_run_id != wanted.run_id:
-            raise ModelRefusedError(f"model {wanted.model_uri} was not logged by run {wanted.run_id}")
-        try:
-            self._client.create_registered_model(wanted.name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        made = self._client.create_model_version(
-            wanted.name, wanted.model_uri, run_id=wanted.run_id, tags=tags, model_id=match["id"]
-        )
-        return str(made.version)
 
     def _resolve(self, name: str, ref: str) -> Any:
         _check(_NAME, name, f"{name}/{ref}")
@@ -273,29 +252,6 @@ class Registry:
 def _check(pattern: re.Pattern[str], text: str, what: str) -> None:
     if not pattern.fullmatch(text):
         raise ModelError(f"the registry has no {what!r}; 'segfleet models list' shows what it has")
-
-
-def _version_tags(wanted: Registration) -> dict[str, str]:
-    for name in wanted.tags:
-        if name.startswith(("mlflow.", "metric.")):
-            raise ModelRefusedError(f"tag {name!r} is reserved; choose a name that begins otherwise")
-    # Nobody gives a version the identity of another's.
-    own = {name: text for name, text in wanted.tags.items() if name not in _IDENTITY_TAGS}
-    return {**own, **_metric_tags(wanted.metrics), **wanted.identity}
-
-
-def _metric_tags(metrics: Mapping[str, float | None]) -> dict[str, str]:
-    return {f"metric.{name}": repr(value) for name, value in metrics.items() if value is not None}
-
-
-def _pages(search: Any, query: str | None = None) -> Iterator[Any]:
-    token = None
-    while True:
-        page = search(filter_string=query, max_results=100, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _model_document(model: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -23,6 +23,7 @@ from typing import Any
 import uvicorn
 
 from segfleet.access.tokens import HOME_PREFIX
+from segfleet.cluster.kube_launcher import KubeLauncher
 from segfleet.cluster.launcher import Launcher
 from segfleet.errors import SegfleetError, SettingsError
 from segfleet.mlflow_login import PASSWORD
@@ -84,7 +85,7 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         closing(Store(settings.database_url)) as store,
         # Services on other homes may use the same file; the home's own lock does not keep them apart.
         store.exclusive(),
-        closing(Launcher(settings.ray_address, ray_token)) as launcher,
+        closing(_launcher(settings, ray_token)) as launcher,
     ):
         queue = Queue(store, steady_clock(), settings.home.storage)
         office = Office(store, queue.clock, settings.server, settings.leader_lease_s)
@@ -94,7 +95,7 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         door = settings.door
         app = create_app(services, token, door.names if door else ())
         # Otherwise whoever is on this machine could write any address into log and audit.
-        server = _Server(uvicorn.Config(app, proxy_headers=False, **_UVICORN))
+        server = _Server(uvicorn.Config(app, proxy_headers=False, **_UVICORN), services.feed.close)
 
         def end(*_: object) -> None:
             server.should_exit = True
@@ -103,7 +104,7 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         # uvicorn repeats the signal that ended it, once it is done, for whoever handled it before.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, end)
-        with opened(app, door, **_UVICORN), promoting(services.promotions), delivering(courier):
+        with closing(services.feed), opened(app, door, **_UVICORN), promoting(services.promotions), delivering(courier):
             leading.start()
             _log.info("listening on %s:%d, process %d", HOST, settings.port, os.getpid())
             server.run(sockets=[listener])
@@ -113,11 +114,22 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         return 1 if died else 0
 
 
+def _launcher(settings: Settings, ray_token: str | None) -> Launcher | KubeLauncher:
+    if settings.kube is not None:
+        return KubeLauncher(settings.kube)
+    return Launcher(settings.ray_address, ray_token)
+
+
 class _Server(uvicorn.Server):
-    """A server whose end is certain: a route that hangs on another service cannot hold it up."""
+    """A server whose end is certain: neither a stream nor a route that hangs on another service can hold it up."""
+
+    def __init__(self, config: uvicorn.Config, end_streams: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._end_streams = end_streams
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
+        self._end_streams()
         # Cutting a transaction off is what the database is made for; jobs are not touched by it.
         last_resort = threading.Timer(_EXIT_S, os._exit, (0,))
         last_resort.daemon = True

@@ -19,6 +19,7 @@ from segfleet.server import (
     problems,
     promotion_routes,
     retention_routes,
+    stream_routes,
     trial_routes,
     webhook_routes,
 )
@@ -57,6 +58,7 @@ def create_app(services: Services, token: str, names: Collection[str] = ()) -> F
     for routes in (
         job_routes,
         attempt_routes,
+        stream_routes,
         trial_routes,
         *models,
         policy_routes,
@@ -95,7 +97,7 @@ def status(services: ServicesArg) -> dict[str, Any]:
         "leader": {"name": leader.holder, "epoch": leader.epoch, "since": leader.since},
         "ray": {
             "ok": nodes is not None,
-            "url": services.settings.ray_address,
+            "url": services.settings.cluster_url,
             "trouble": board.trouble,
             "capacity": totals,
         },

@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from segfleet.errors import AttemptFencedError, ModelRefusedError, UnauthorizedError
 from segfleet.queue.model import ATTEMPT_ID
 from segfleet.registry.registration import Registration, of_job
+from segfleet.server.goodput_schemas import FaultBody
 from segfleet.server.model_schemas import EvaluatedBody, RegisterBody, VersionAnswer
 from segfleet.server.schemas import (
     CheckpointAnswer,
@@ -42,6 +43,13 @@ def claim(attempt_id: str, body: ClaimBody, services: ServicesArg) -> GrantAnswe
 def heartbeat(caller: CallerArg, body: HeartbeatBody, services: ServicesArg) -> CommandAnswer:
     """A sign of life, answered with what to do."""
     return CommandAnswer(command=services.queue.heartbeat(caller.attempt_id, caller.token, body.progress))
+
+
+@router.post("/fault")
+def fault(caller: CallerArg, body: FaultBody, services: ServicesArg) -> DoneAnswer:
+    """Write to the job's history what went wrong with one of the attempt's workers."""
+    services.queue.note_fault(caller.attempt_id, caller.token, body.kind, body.detail())
+    return DoneAnswer()
 
 
 @router.get("/checkpoint")

@@ -12,6 +12,8 @@ from segfleet.access.roles import Identity, Role
 from segfleet.errors import AccessError, Problem, SpecError
 from segfleet.queue.model import Wanted, gang_of
 from segfleet.queue.states import JobState, is_terminal
+from segfleet.server.etags import IfMatch, IfNoneMatch, tagged
+from segfleet.server.goodput_schemas import FaultAnswer, GoodputAnswer
 from segfleet.server.inputs import require_inputs, require_model
 from segfleet.server.logs import read_logs
 from segfleet.server.rights import IdentityArg
@@ -85,12 +87,19 @@ def list_jobs(
     return JobsAnswer(jobs=answers, next=jobs[-1].seq if len(jobs) == limit else None)
 
 
-@router.get("/jobs/{job_id}")
-def show(job_id: JobId, services: ServicesArg) -> JobDetailAnswer:
+@router.get("/jobs/{job_id}", response_model=JobDetailAnswer, responses={304: {"description": "nothing has changed"}})
+def show(job_id: JobId, services: ServicesArg, if_none_match: IfNoneMatch = None) -> Response:
     """A job with its spec and attempts; a queued one says why it waits and at which place."""
     job = services.queue.get(job_id)
     attempts = [AttemptAnswer.of(attempt) for attempt in services.queue.attempts(job_id)]
-    return JobDetailAnswer(**JobAnswer.fields_of(job), spec=job.spec, attempts=attempts)
+    answer = JobDetailAnswer(
+        **JobAnswer.fields_of(job),
+        spec=job.spec,
+        attempts=attempts,
+        goodput=GoodputAnswer.of(services.queue.goodput(job_id)),
+        faults=[FaultAnswer.of(event) for event in services.queue.faults(job_id)],
+    )
+    return tagged(answer, job.version, if_none_match)
 
 
 @router.get("/jobs/{job_id}/events")
@@ -115,36 +124,39 @@ def logs(job_id: JobId, services: ServicesArg, offset: Annotated[int, Query(ge=0
 
 
 @router.post("/jobs/{job_id}/cancel")
-def cancel(job_id: JobId, _body: EmptyBody, services: ServicesArg, caller: IdentityArg) -> JobAnswer:
+def cancel(job_id: JobId, _body: EmptyBody, services: ServicesArg, caller: IdentityArg, versions: IfMatch) -> JobAnswer:
     """Ask for the job's end; it is cancelled once nothing of it runs any more."""
-    return JobAnswer(**JobAnswer.fields_of(services.queue.cancel(job_id, caller.user)))
+    return JobAnswer(**JobAnswer.fields_of(services.queue.cancel(job_id, caller.user, versions)))
 
 
 @router.post("/jobs/{job_id}/pause")
-def pause(job_id: JobId, _body: EmptyBody, services: ServicesArg, caller: IdentityArg) -> JobAnswer:
+def pause(job_id: JobId, _body: EmptyBody, services: ServicesArg, caller: IdentityArg, versions: IfMatch) -> JobAnswer:
     """Take the job out of the line; a running one writes a checkpoint first."""
-    return JobAnswer(**JobAnswer.fields_of(services.queue.pause(job_id, caller.user)))
+    return JobAnswer(**JobAnswer.fields_of(services.queue.pause(job_id, caller.user, versions)))
 
 
 @router.post("/jobs/{job_id}/resume")
-def resume(job_id: JobId, _body: EmptyBody, services: ServicesArg, caller: IdentityArg) -> JobAnswer:
+def resume(job_id: JobId, _body: EmptyBody, services: ServicesArg, caller: IdentityArg, versions: IfMatch) -> JobAnswer:
     """Put a paused job back into the line."""
     _require_member(caller, services.queue.get(job_id).project)
-    return JobAnswer(**JobAnswer.fields_of(services.queue.resume(job_id, caller.user)))
+    return JobAnswer(**JobAnswer.fields_of(services.queue.resume(job_id, caller.user, versions)))
 
 
 @router.post("/jobs/{job_id}/priority")
-def priority(job_id: JobId, body: PriorityBody, services: ServicesArg, caller: IdentityArg) -> JobAnswer:
+def priority(
+    job_id: JobId, body: PriorityBody, services: ServicesArg, caller: IdentityArg, versions: IfMatch
+) -> JobAnswer:
     """Change the job's priority."""
-    return JobAnswer(**JobAnswer.fields_of(services.queue.set_priority(job_id, caller.user, body.priority)))
+    job = services.queue.set_priority(job_id, caller.user, body.priority, versions)
+    return JobAnswer(**JobAnswer.fields_of(job))
 
 
 @router.post("/jobs/{job_id}/retry")
-def retry(job_id: JobId, body: RetryBody, services: ServicesArg, caller: IdentityArg) -> JobAnswer:
+def retry(job_id: JobId, body: RetryBody, services: ServicesArg, caller: IdentityArg, versions: IfMatch) -> JobAnswer:
     """Queue a failed or cancelled job again."""
     # Whoever has left a project since does not go on in it.
     _require_member(caller, services.queue.get(job_id).project)
-    job = services.queue.retry(job_id, caller.user, from_start=body.from_start)
+    job = services.queue.retry(job_id, caller.user, from_start=body.from_start, versions=versions)
     return JobAnswer(**JobAnswer.fields_of(job))
 
 

@@ -62,10 +62,15 @@ class _Figures(Collector):
             yield from _job_families(tx)
             yield from _use_families(tx, self._services)
             yield from _attempt_families(tx)
+            spent = tx.goodput.sums()
             oldest, policies = tx.metrics.oldest_heartbeat(), tx.policies()
             delivered = [((row.state,), row.number) for row in tx.metrics.deliveries()]
         age_s = 0.0 if oldest is None else max(0.0, queue.clock() - oldest)
         yield _gauge("oldest_heartbeat_seconds", "Age of the running attempts' oldest sign of life.", [((), age_s)])
+        seconds = [((part,), value) for part, value in spent.items()]
+        yield _gauge(
+            "job_seconds", "Where jobs' time went, up to each one's latest end of an attempt.", seconds, "part"
+        )
         yield _gauge("webhook_deliveries", "Events for webhooks.", delivered, "state")
         quotas = [
             ((project, rule), value)

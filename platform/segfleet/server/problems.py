@@ -17,6 +17,7 @@ from segfleet.errors import (
     DataError,
     IdempotencyConflictError,
     IllegalTransitionError,
+    JobChangedError,
     LaunchError,
     ModelError,
     ModelRefusedError,
@@ -26,6 +27,7 @@ from segfleet.errors import (
     SegfleetError,
     ServiceError,
     SpecError,
+    TooManyStreamsError,
     UnauthorizedError,
     UnknownJobError,
     UnknownTokenError,
@@ -45,6 +47,7 @@ _STATUSES: tuple[tuple[type[SegfleetError], HTTPStatus], ...] = (
     (ModelError, HTTPStatus.NOT_FOUND),
     (QueueUnavailableError, HTTPStatus.SERVICE_UNAVAILABLE),
     (AttemptFencedError, HTTPStatus.CONFLICT),
+    (JobChangedError, HTTPStatus.PRECONDITION_FAILED),
     (IllegalTransitionError, HTTPStatus.CONFLICT),
     (QuotaExceededError, HTTPStatus.CONFLICT),
     (QueueError, HTTPStatus.UNPROCESSABLE_ENTITY),
@@ -54,6 +57,7 @@ _STATUSES: tuple[tuple[type[SegfleetError], HTTPStatus], ...] = (
     (UnknownWebhookError, HTTPStatus.NOT_FOUND),
     (WebhookError, HTTPStatus.UNPROCESSABLE_ENTITY),
     (LaunchError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (TooManyStreamsError, HTTPStatus.TOO_MANY_REQUESTS),
     (ServiceError, HTTPStatus.SERVICE_UNAVAILABLE),
     (SegfleetError, HTTPStatus.INTERNAL_SERVER_ERROR),
 )
@@ -71,7 +75,7 @@ class ProblemAnswer(BaseModel):
 
 
 # Statuses of refusals that any request may meet, for the OpenAPI document.
-_REFUSALS = (400, 401, 403, 404, 405, 408, 409, 413, 415, 421, 422, 429, 500, 503)
+_REFUSALS = (400, 401, 403, 404, 405, 408, 409, 412, 413, 415, 421, 422, 429, 500, 503)
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {
         "description": HTTPStatus(status).phrase,

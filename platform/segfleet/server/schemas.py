@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from segfleet.queue.desk import Command
-from segfleet.queue.model import Attempt, Event, Job
+from segfleet.queue.model import Attempt, Event, Job, JobEvent
 from segfleet.queue.scheduling.values import Gang
 from segfleet.queue.states import FailureClass
+from segfleet.server.goodput_schemas import FaultAnswer, GoodputAnswer
 
 MAX_DEPTH = 32
 
@@ -170,6 +171,7 @@ class JobAnswer(BaseModel):
     started_at: float | None
     finished_at: float | None
     attempt: int = Field(description="number of the latest attempt; 0 before the first")
+    version: int = Field(description="rises with every change, also of progress; the first part of the ETag")
     cancel_requested: bool
     progress: dict[str, Any] | None
     checkpoint: dict[str, Any] | None
@@ -214,6 +216,8 @@ class JobDetailAnswer(JobAnswer):
 
     spec: dict[str, Any]
     attempts: list[AttemptAnswer]
+    goodput: GoodputAnswer | None = Field(description="where the time went; null before the first start")
+    faults: list[FaultAnswer] = Field(description="of its workers, the latest 20, the oldest first")
 
 
 class SubmittedAnswer(JobAnswer):
@@ -248,6 +252,7 @@ class PoliciesAnswer(BaseModel):
 class EventAnswer(BaseModel):
     """One line of a job's history."""
 
+    seq: int = Field(description="its number in the history of all jobs")
     at: float
     kind: str
     who: str
@@ -260,6 +265,23 @@ class EventAnswer(BaseModel):
     def of(cls, event: Event) -> EventAnswer:
         """The answer for an event."""
         return cls(**{name: getattr(event, name) for name in cls.model_fields})
+
+
+class HistoryAnswer(EventAnswer):
+    """A line of the history of all jobs."""
+
+    job: str
+    name: str
+    job_kind: str
+    owner: str
+    project: str
+
+    @classmethod
+    def of_line(cls, line: JobEvent) -> HistoryAnswer:
+        """The answer for a line."""
+        fields = EventAnswer.of(line.event).model_dump()
+        fields |= {"job": line.event.job_id, "name": line.name, "job_kind": line.job_kind}
+        return cls(**fields, owner=line.owner, project=line.project)
 
 
 class EventsAnswer(BaseModel):

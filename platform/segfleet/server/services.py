@@ -14,7 +14,9 @@ from segfleet.queue.leadership import Office
 from segfleet.queue.model import ATTEMPT_ID, JOB_ID
 from segfleet.queue.service import Queue
 from segfleet.retention.desk import Retention
+from segfleet.server.feed import Feed
 from segfleet.server.guard import bearer_of
+from segfleet.server.streams import Places
 from segfleet.settings import Settings
 from segfleet.webhooks.desk import Webhooks
 
@@ -36,6 +38,8 @@ class Services:
         promotions: Of the models.
         webhooks: Of the jobs.
         retention: What of ended jobs may go.
+        feed: Of the streams.
+        places: For the streams.
     """
 
     settings: Settings
@@ -46,6 +50,8 @@ class Services:
     promotions: Promotions = field(init=False)
     webhooks: Webhooks = field(init=False)
     retention: Retention = field(init=False)
+    feed: Feed = field(init=False)
+    places: Places = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "promotions", Promotions(self.queue, self.registry))
@@ -54,6 +60,8 @@ class Services:
         home = self.settings.home
         retention = Retention(self.queue.store, self.queue.clock, home.storage, home.logs, self.registry)
         object.__setattr__(self, "retention", retention)
+        object.__setattr__(self, "feed", Feed(self.queue))
+        object.__setattr__(self, "places", Places())
 
 
 @dataclass(frozen=True, slots=True)

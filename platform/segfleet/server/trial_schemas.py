@@ -61,7 +61,7 @@ class TrialAnswer(BaseModel):
     why: str
     step: int
     num_steps: int
-    reports: list[dict[str, Any]] = Field(description="validation, step, value, miou, seconds; the oldest first")
+    reports: list[dict[str, Any]] = Field(description="validation, step, value, miou, seconds, at; the oldest first")
     best_value: float | None = Field(description="of the search's metric")
     best_step: int | None
     parameters: int | None

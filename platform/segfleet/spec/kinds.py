@@ -66,14 +66,6 @@ class SearchSpec(NamedSpec):
             hint = "give one number; search.max_parallel lets the search grow"
             found.append(Problem("base.resources.workers", "trials have equally many workers", hint))
         found += space_problems(self.space)
-        if self.base.resources.max_workers > self.base.resources.min_workers:
-            found.append(
-                Problem(
-                    "base.resources.workers",
-                    "trials have a fixed number of workers",
-                    "give one number; search.max_parallel lets several trials run at a time",
-                )
-            )
         for path, value in self.final.set.items() if self.final is not None else ():
             place = f"final.set.{path}"
             if unknown := path_problem(place, path):

@@ -108,7 +108,8 @@ def planned_steps(spec: SearchSpec) -> int:
     if grid is not None and (spec.search.algorithm == "grid" or count == len(grid.possible)):
         return sum(trial_spec(spec, params).train.steps for params in grid.possible[:count])
     varied = [value for value in space.values_of(spec.space, "train.steps") if isinstance(value, int)]
-    return count * max(varied, default=spec.base.train.steps)
+    always = any("train.steps" in each.paths and each.given is None for each in space.dimensions(spec.space))
+    return count * max(varied if always else [*varied, spec.base.train.steps])
 
 
 def most_parallel(document: Mapping[str, Any]) -> int:
@@ -206,7 +207,8 @@ def plan_problems(spec: SearchSpec) -> list[Problem]:
         if spec.search.algorithm == "grid":
             count = count_choices(spec.space)
             if count is None:
-                return [Problem("space", "a grid cannot list a range without step", "give a step, or list the values")]
+                what = "a range without step, or with more than 10,000 values"
+                return [Problem("space", f"a grid cannot list {what}", "give a larger step, or list the values")]
             hint = "take values out, or use random or optuna"
             return [Problem("space", f"{count:,} combinations; a grid has at most {MAX_COMBINATIONS:,}", hint)]
         if propose(spec, [], 1) is None:

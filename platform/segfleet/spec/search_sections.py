@@ -12,6 +12,9 @@ from segfleet.spec.sections import Section, Steps, WorkerRange
 Value = bool | int | float | str | None
 MAX_TRIALS = 1000
 MAX_COMBINATIONS = 1000
+_LARGEST = 1e15
+# Values of a range have 6 significant digits, or are whole.
+_MOST_STEPS = 10**10
 
 
 def _check_scalar(value: Any) -> Any:
@@ -45,15 +48,26 @@ class RangeSpec(Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
+        if any(abs(value) > _LARGEST for value in (self.min, self.max, self.step or 0)):
+            raise ValueError(f"a number must be at most {_LARGEST:g}")
         if self.min >= self.max:
             raise ValueError(f"min {self.min:g} is not below max {self.max:g}")
         if self.log and self.min <= 0:
             raise ValueError(f"min {self.min:g} is not above 0, which a logarithmic range needs")
         if self.log and self.step is not None:
             raise ValueError("log and step do not go together; list the values instead")
-        if self.step is not None and self.step <= 0:
-            raise ValueError(f"step {self.step:g} is not above 0")
+        if self.step is not None:
+            self._check_step(self.step, self.max - self.min)
         return self
+
+    @staticmethod
+    def _check_step(step: float, width: float) -> None:
+        if step <= 0:
+            raise ValueError(f"step {step:g} is not above 0")
+        if step > width:
+            raise ValueError(f"step {step:g} leads from min beyond max at once; list the values instead")
+        if step * _MOST_STEPS < width:
+            raise ValueError(f"step {step:g} is too small to tell the values apart; leave it out")
 
 
 def _choices_kind(body: Any) -> str:

@@ -35,17 +35,21 @@ class Interval:
 
     def values(self) -> tuple[Answer, ...] | None:
         """All of them, if they have a step and are not far too many."""
-        if self.step is None:
+        last = self._last_place()
+        if self.step is None or last >= _MOST_VALUES:
             return None
-        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        if count > _MOST_VALUES:
-            return None
-        return tuple((self.at(self.low + place * self.step),) for place in range(count))
+        return tuple((self.at(self.low + place * self.step),) for place in range(last + 1))
 
     def at(self, number: float) -> float:
-        """The number as a trial gets it: within the bounds, whole or with 6 significant digits."""
+        """The number as a trial gets it: a step's, within the bounds, whole or with 6 significant digits."""
+        if self.step is not None:
+            number = self.low + min(max(round((number - self.low) / self.step), 0), self._last_place()) * self.step
         rounded: float = round(number) if self.is_whole else float(f"{number:.6g}")
         return min(max(rounded, self.low), self.high)
+
+    def _last_place(self) -> int:
+        """How many steps lead at most from `low` to `high`."""
+        return math.floor((self.high - self.low) / self.step + 1e-9) if self.step else 0
 
 
 _MOST_VALUES = 10_000
@@ -134,7 +138,7 @@ def every_choice(space: Mapping[str, Any]) -> Iterator[Params]:
 
 
 def count_choices(space: Mapping[str, Any]) -> int | None:
-    """Number of combinations; None: an interval without step has no number."""
+    """Number of combinations; None: an interval without step, or of very many values, is not counted."""
     known = dimensions(space)
     try:
         return math.prod(_size(dimension, "", known) for dimension in known if dimension.given is None)

@@ -8,7 +8,7 @@ import torch
 
 from plain_model import PlainSegmenter
 from segfleet.errors import SettingsError
-from segfleet_jobs import bench, bench_model
+from segfleet_jobs import bench, bench_model, measuring
 from segfleet_jobs.bench import main
 from segfleet_jobs.bench_model import largest_batch
 from segfleet_models.build import ModelConfig, build_segmenter
@@ -48,7 +48,7 @@ def test_prints_a_table_of_what_was_asked(spec: str, capsys: pytest.CaptureFixtu
     assert main(["--spec", spec, "--size", "32", "--steps", "1", "--forward", "--precision", "bf16"]) == 0
     head, row, note = capsys.readouterr().out.splitlines()
     assert head.split()[:3] == ["model", "mode", "batch"]
-    assert row.split()[:3] == [spec, "forward", str(bench_model.CPU_BATCH)]
+    assert row.split()[:3] == [spec, "forward", str(measuring.CPU_BATCH)]
     assert note.startswith("32x32 pixels, 150 classes, ")
 
 

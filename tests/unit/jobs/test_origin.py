@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from segfleet.spec.kinds import TrainSpec
 from segfleet.spec.resolve import resolve_spec
-from segfleet_jobs.origin import code_version, training_tags
+from segfleet_jobs.origin import training_tags
+from segfleet_jobs.version import code_version
 from segfleet_models.encoder import weights_licence
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"

@@ -10,7 +10,7 @@ import pytest
 from searched import FakeAttempt, FakeHeart, make_grant, make_search, trial
 from segfleet.spec.kinds import SearchSpec
 from segfleet_jobs.search_board import Board
-from segfleet_jobs.trial_link import stop_sign, trial_folder
+from segfleet_jobs.trial_task import stop_sign, trial_folder
 
 
 class Clock:
@@ -43,6 +43,7 @@ def play(attempt: FakeAttempt, number: int, *values: float) -> None:
     attempt.trial(number).state("running")
     for i, value in enumerate(values, 1):
         attempt.trial(number).report(i, 2 * i, value, value, 1.0)
+        attempt.trial(number).set_checkpoint({"step": 2 * i})
 
 
 def test_a_grid_is_run_in_order_and_each_trial_is_recorded_before_it_runs(tmp_path: Path) -> None:
@@ -221,3 +222,140 @@ def test_the_heart_is_told_how_the_search_goes(tmp_path: Path) -> None:
     play(attempt, 1, 0.25)
     board.ended(1, outcome("succeeded"))
     assert heart.told[-1]["phase"] == "searching, 0 running, best so far: trial 1 with miou 0.2500"
+
+
+ASHA = {"scheduler": "asha", "reduction": 2}
+
+
+def test_what_a_killed_driver_had_no_time_to_stop_is_stopped_by_the_next_one_and_not_run_again(tmp_path: Path) -> None:
+    attempt = FakeAttempt()
+    first = make_board(tmp_path, attempt, make_search(**ASHA))
+    for number, value in ((1, 0.6), (2, 0.3)):
+        next_of(first)
+        play(attempt, number, value)
+    # Killed before Tune has brought it the second one's report.
+    second = make_board(tmp_path, attempt, make_search(**ASHA))
+    assert next_of(second) == 1
+    assert attempt.documents[2]["state"] == "stopped"
+    assert attempt.documents[2]["why"].startswith("ended by asha at validation 1: 0.3000 is below 0.6000")
+    assert next_of(second) == 3
+
+
+def test_verdicts_depend_on_the_order_in_which_the_service_has_heard_of_the_validations(tmp_path: Path) -> None:
+    for is_killed in (False, True):
+        attempt = FakeAttempt()
+        board = make_board(tmp_path, attempt, make_search(**ASHA))
+        assert [next_of(board), next_of(board)] == [1, 2]
+        # The second one is quicker, and so the first to stand on the rung.
+        play(attempt, 2, 0.3)
+        board.reported(2, 1)
+        play(attempt, 1, 0.6)
+        if is_killed:
+            board = make_board(tmp_path, attempt, make_search(**ASHA))
+            next_of(board)
+        else:
+            board.reported(1, 1)
+        assert [attempt.documents[number]["state"] for number in (1, 2)] == ["running", "running"]
+
+
+def test_a_trial_is_stopped_only_once_the_checkpoint_of_what_it_has_shown_is_there(tmp_path: Path) -> None:
+    attempt, clock = FakeAttempt(), Clock()
+    board = make_board(tmp_path, attempt, make_search(**ASHA), clock=clock)
+    assert [next_of(board), next_of(board)] == [1, 2]
+    play(attempt, 1, 0.6)
+    attempt.trial(2).state("running")
+    attempt.trial(2).report(1, 2, 0.3, 0.3, 1.0)
+    board.reported(1, 1)
+    assert attempt.documents[2]["state"] == "running", "its best checkpoint may become the search's model"
+    attempt.trial(2).set_checkpoint({"step": 2})
+    assert not board.must_end()
+    assert attempt.documents[2]["state"] == "running", "the service is not asked at every turn"
+    clock.now += 1.0
+    assert not board.must_end()
+    assert attempt.documents[2]["state"] == "stopped"
+
+
+def test_trials_longer_than_the_base_are_judged_on_higher_rungs_too(tmp_path: Path) -> None:
+    attempt = FakeAttempt()
+    board = make_board(tmp_path, attempt, make_search({"train.steps": [32, 48]}, **ASHA))
+    for number, last in ((1, 0.6), (2, 0.3)):
+        next_of(board)
+        play(attempt, number, *[0.5] * 7, last)
+        board.reported(number, 8)
+    assert attempt.documents[2]["why"].startswith("ended by asha at validation 8")
+
+
+def test_what_a_stopped_trial_has_cost_is_counted_over_its_attempts(tmp_path: Path) -> None:
+    attempt, clock = FakeAttempt({1: trial(1, "running", (0.6,), checkpoint={"step": 2})}), Clock()
+    attempt.documents[2] = trial(2, "running", (), worker_seconds=40.0)
+    board = make_board(tmp_path, attempt, make_search(**ASHA), clock=clock)
+    assert [next_of(board), next_of(board)] == [1, 2]
+    clock.now += 10.0
+    play(attempt, 2, 0.3)
+    board.reported(2, 1)
+    assert (attempt.documents[2]["state"], attempt.documents[2]["worker_seconds"]) == ("stopped", 50.0)
+
+
+def test_a_trial_that_has_heard_of_the_preemption_first_gets_no_successor(tmp_path: Path) -> None:
+    attempt, heart = FakeAttempt(), FakeHeart()
+    board = make_board(tmp_path, attempt, heart=heart)
+    next_of(board)
+    play(attempt, 1, 0.1)
+    board.ended(1, outcome("yielded"))
+    assert not heart.must_yield
+    assert next_of(board) == "end"
+    assert sorted(attempt.documents) == [1]
+
+
+def test_patience_waits_for_what_runs_since_that_may_be_better(tmp_path: Path) -> None:
+    attempt = FakeAttempt()
+    board = make_board(tmp_path, attempt, make_search(patience=1))
+    for number in (1, 2):
+        next_of(board)
+        play(attempt, number, 0.5)
+    assert next_of(board) == 3
+    for number in (1, 2):
+        board.ended(number, outcome("succeeded"))
+    assert next_of(board) is None
+    play(attempt, 3, 0.7)
+    board.ended(3, outcome("succeeded"))
+    assert next_of(board) == 4
+    play(attempt, 4, 0.6)
+    board.ended(4, outcome("succeeded"))
+    assert next_of(board) == "end"
+
+
+def test_three_failures_of_twenty_leave_seventeen_results(tmp_path: Path) -> None:
+    attempt = FakeAttempt()
+    spec = make_search({"optim.lr": [number / 1000 for number in range(1, 21)]})
+    board = make_board(tmp_path, attempt, spec)
+    while (number := next_of(board)) != "end":
+        assert isinstance(number, int)
+        play(attempt, number, 0.1)
+        board.ended(number, outcome("failed", "loss is nan") if number in (4, 9, 20) else outcome("succeeded"))
+    states = [found["state"] for found in attempt.trials()]
+    assert (states.count("succeeded"), states.count("failed"), board.failure) == (17, 3, None)
+    assert board.why == "all 20 trials are done"
+
+
+def test_why_a_driver_was_lost_is_told(tmp_path: Path) -> None:
+    attempt = FakeAttempt()
+    board = make_board(tmp_path, attempt)
+    next_of(board)
+    board.ended(1, None, "ServiceError: MLflow refuses")
+    why = "its driver was lost too often, the last time: ServiceError: MLflow refuses"
+    assert attempt.documents[1]["why"] == why
+
+
+def test_the_log_has_a_line_for_each_trial_that_begins_or_ends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempt = FakeAttempt()
+    board = make_board(tmp_path, attempt)
+    next_of(board)
+    play(attempt, 1, 0.25)
+    board.ended(1, outcome("succeeded", seconds=150.0))
+    assert capsys.readouterr().out.splitlines() == [
+        "segfleet: trial 1 of 4 begins: optim.lr=0.001",
+        "segfleet: trial 1 succeeded; 1 of 4 done, 0 running, best so far: trial 1 with miou 0.2500, about 4 min left",
+    ]

@@ -40,9 +40,9 @@ def test_patience_counts_the_trials_that_ended_after_the_best() -> None:
     search = make_search(patience=2).search
     trials = [trial(1, "succeeded", (0.3,)), trial(2, "succeeded", (0.6,)), trial(3, "stopped", (0.1,))]
     more = [*trials, trial(4, "failed"), trial(5, "running", (0.2,))]
-    assert rules.why_ended(search, more, 9) is None, "neither failed ones nor running ones count"
+    assert rules.why_stalled(search, more) is None, "neither failed ones nor running ones count"
     ended = [*more, trial(6, "succeeded", (0.6,))]
-    assert rules.why_ended(search, ended, 9) == "2 trials after trial 2 were no better"
+    assert rules.why_stalled(search, ended) == "2 trials after trial 2 were no better"
 
 
 def test_worker_hours_are_summed_over_the_trials() -> None:
@@ -97,3 +97,10 @@ def test_progress_says_what_is_done_what_runs_the_best_and_the_time_left() -> No
 def test_a_search_that_has_run_all_its_trials_says_so() -> None:
     trials = [trial(1, "succeeded"), trial(2, "stopped"), {**trial(3, "succeeded"), "kind": "final"}]
     assert rules.all_ended(trials) == {"step": 2, "num_steps": 2, "eta_s": 0.0}
+
+
+@pytest.mark.parametrize(("eta_s", "said"), [(30.0, "1 min"), (3000.0, "50 min"), (7300.0, "2 h")])
+def test_the_time_left_is_said_in_minutes_or_hours(eta_s: float, said: str) -> None:
+    told = rules.progress(make_search().search, [trial(1, "running")], 3, running=1, workers=1, parallel=1)
+    assert rules.in_words(told) == "0 of 3 done, 1 running"
+    assert rules.in_words(told | {"eta_s": eta_s}) == f"0 of 3 done, 1 running, about {said} left"

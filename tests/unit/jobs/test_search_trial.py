@@ -21,7 +21,8 @@ from segfleet_jobs.failure import NonFiniteLossError
 from segfleet_jobs.search import parallel_trials
 from segfleet_jobs.search_measure import model_key
 from segfleet_jobs.trial import Search, run_trial
-from segfleet_jobs.trial_link import Task, TrialLink, is_validation, stop_sign, validation_of
+from segfleet_jobs.trial_link import TrialLink
+from segfleet_jobs.trial_task import Task, is_validation, stop_sign, validation_of
 
 CHECKED = CheckedData(("a" * 64,), (frozenset(),), (), ())
 VALIDATED = {"val/miou": 0.5, "val/pixel_accuracy": 0.7, "val/mean_accuracy": 0.6}
@@ -41,7 +42,7 @@ class FakeTracker:
     def metrics(self, step: int, values: dict[str, float]) -> None:
         self.points.append((step, values))
 
-    def flush(self, timeout_s: float) -> None:
+    def sync(self) -> None:
         pass
 
 
@@ -178,9 +179,11 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     monkeypatch.setattr(trial_module, "AttemptClient", lambda _: attempt)
     monkeypatch.setattr(trial_module, "Manifest", Manifests)
+    monkeypatch.setattr(trial_module, "plan_run", lambda *_: None)
     monkeypatch.setattr(trial_module, "open_run", lambda *_: "run-1")
+    monkeypatch.setattr(trial_module, "settle", lambda *_: "run-1")
     monkeypatch.setattr(trial_module, "end_run", lambda *_: ended.append("ended"))
-    monkeypatch.setattr(trial_module, "fail_run", lambda *_: ended.append("failed"))
+    monkeypatch.setattr(trial_module, "give_up", lambda *_: ended.append("failed"))
 
     def run(*ends: Any) -> tuple[Any, Group, list[str]]:
         group = Group(attempt.trial(1), *ends)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from factories import POSTGRES, close_stores, fresh_database, migrated_database
-from serving import AppTransport, Service, serving
+from segfleet.client import Client
+from serving import API_TOKEN, URL, AppTransport, Service, serving
 
 
 @pytest.fixture(params=["sqlite", "postgres"] if POSTGRES else ["sqlite"])
@@ -26,6 +27,11 @@ def service(tmp_path: Path) -> Iterator[Service]:
 @pytest.fixture
 def transport(service: Service) -> AppTransport:
     return AppTransport(service.http)
+
+
+@pytest.fixture
+def client(transport: AppTransport) -> Client:
+    return Client(URL, API_TOKEN, transport=transport)
 
 
 @pytest.fixture

@@ -39,11 +39,6 @@ def access(tmp_path: Path, clock: FakeClock, queue_url: str) -> Access:
     return Access(make_queue(tmp_path, clock, queue_url).store, clock, HOME_TOKEN)
 
 
-@pytest.fixture
-def client(transport: AppTransport) -> Client:
-    return Client(URL, API_TOKEN, transport=transport)
-
-
 def test_a_token_is_long_random_and_tells_what_it_is() -> None:
     tokens = {new_token() for _ in range(50)}
     assert len({token_id for token_id, _ in tokens}) == 50

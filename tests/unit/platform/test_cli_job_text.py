@@ -53,6 +53,8 @@ def shown(capsys: pytest.CaptureFixture[str], **changes: Any) -> str:
         "finished_at": None,
         "progress": None,
         "attempts": [{"id": "job-aaaaaaaa-a1", "state": "running", "workers": 3, "failure": None}],
+        "faults": [],
+        "goodput": None,
     }
     print_job({**job, **changes})
     return " ".join(capsys.readouterr().out.split())

@@ -25,12 +25,7 @@ from segfleet.errors import (
     UnauthorizedError,
     UnknownJobError,
 )
-from serving import API_TOKEN, URL, AppTransport, Service, make_shards, prepare_spec
-
-
-@pytest.fixture
-def client(transport: AppTransport) -> Client:
-    return Client(URL, API_TOKEN, transport=transport)
+from serving import URL, AppTransport, Service, make_shards, prepare_spec
 
 
 def test_the_package_offers_the_client_without_paying_for_it() -> None:
@@ -144,7 +139,7 @@ def test_a_spec_file_is_read(client: Client, tmp_path: Path) -> None:
 def test_waiting_ends_in_time(client: Client) -> None:
     job = client.submit(prepare_spec())
     with pytest.raises(ServiceError, match="still queued"):
-        client.wait(job["id"], timeout_s=0.0, poll_s=0.0)
+        client.wait(job["id"], timeout_s=0.0)
 
 
 def test_logs_are_whole_whatever_their_encoding(client: Client, service: Service) -> None:
@@ -159,7 +154,7 @@ def test_following_a_log_ends_when_it_is_complete(client: Client, service: Servi
     log = service.home.logs / f"{attempt_id}.log"
     log.write_text("one\n")
     pieces = []
-    for piece in client.logs(job_id, follow=True, poll_s=0.0):
+    for piece in client.logs(job_id, follow=True):
         pieces.append(piece)
         if "one" in piece:
             log.write_text("one\ntwo\n")

@@ -92,5 +92,5 @@ def test_a_limit_bounds_the_most_workers() -> None:
 def test_trials_of_a_search_have_a_fixed_number() -> None:
     base = {"data": {"shards": "/d"}, "train": {"steps": 10}, "resources": {"workers": {"min": 1, "max": 2}}}
     search = {"kind": "search", "name": "s", "base": base, "space": {"train.crop": [256, 512]}}
-    with pytest.raises(SpecError, match=r"base\.resources\.workers: trials have a fixed number"):
+    with pytest.raises(SpecError, match=r"base\.resources\.workers: trials have equally many workers"):
         resolve_spec(search)

@@ -103,7 +103,7 @@ def test_a_slow_mlflow_takes_a_bounded_number_of_threads(monkeypatch: pytest.Mon
         release.wait(30)
         return []
 
-    monkeypatch.setattr(registry_module, "_pages", hang)
+    monkeypatch.setattr(registry_module, "pages", hang)
     threads = [threading.Thread(target=registry.models) for _ in range(registry_module._AT_ONCE)]
     for thread in threads:
         thread.start()

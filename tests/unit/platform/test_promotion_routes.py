@@ -17,11 +17,6 @@ API = "/api/v1"
 
 
 @pytest.fixture
-def client(transport: AppTransport) -> Client:
-    return Client(URL, API_TOKEN, transport=transport)
-
-
-@pytest.fixture
 def shards(service: Service) -> str:
     folder = service.home.root / "shards"
     folder.mkdir()

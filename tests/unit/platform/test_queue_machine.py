@@ -18,6 +18,7 @@ from fakes import FakeJob
 from segfleet.cluster.launcher import RayJobStatus, RayState
 from segfleet.errors import AttemptFencedError, IdempotencyConflictError, IllegalTransitionError, QueueError
 from segfleet.queue import fencing, intake, lifecycle, planner, reconcile
+from segfleet.queue.event_rows import EventRows
 from segfleet.queue.model import Attempt, Event, Grant, Job
 from segfleet.queue.scheduling import admission
 from segfleet.queue.scheduling.values import Gang
@@ -238,7 +239,7 @@ class QueueMachine(RuleBasedStateMachine):
     def what_must_hold_after_every_step(self) -> None:
         with self.world.queue.store.read() as tx:
             for job_id in self.acknowledged:
-                job, attempts, events = tx.job(job_id), tx.attempts_of(job_id), tx.events_of(job_id)
+                job, attempts, events = tx.job(job_id), tx.attempts_of(job_id), tx.events.of_job(job_id)
                 self._history_is_legal(job, events)
                 self._one_attempt_at_a_time_under_rising_fences(job, attempts)
                 self._budgets_hold(job, events)
@@ -413,7 +414,7 @@ BUGS: dict[str, tuple[Any, str, Any]] = {
     "token not checked": (fencing, "fenced", _forget_token),
     "the fence does not rise": (lifecycle, "begin_attempt", _same_fence),
     "cancel leaves no history": (lifecycle, "cancel", _cancel_over_anything),
-    "transitions leave no history": (Transaction, "add_event", lambda *_, **__: None),
+    "transitions leave no history": (EventRows, "add", lambda *_, **__: None),
     "a lost attempt lives on": (lifecycle, "end_failed", _open_again),
     "endless retries": (lifecycle.retry, "decide", lambda *_: lifecycle.retry.Retry(0.0)),
     "endless back-off": (lifecycle.retry.Budget, "delay_s", lambda *_: 1e12),

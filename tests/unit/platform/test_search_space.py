@@ -186,3 +186,21 @@ def test_all_values_of_a_path() -> None:
     assert values_of(space, "optim.lr") == (0.1, 0.01, 1e-4, 1e-2)
     assert values_of(space, "eval.window") == (240, 336)
     assert values_of(space, "train.steps") == ()
+
+
+@pytest.mark.parametrize("low", [0, 3])
+def test_a_step_holds_where_there_are_too_many_values_to_list(low: int) -> None:
+    space = {"train.seed": {"min": low, "max": 1_000_000, "step": 7}}
+    spec = search_spec(space=space, search={"algorithm": "random", "trials": 30})
+    seeds = [trial["params"]["train.seed"] for trial in trials(spec, 30)]
+    assert len(seeds) == 30
+    assert all(isinstance(seed, int) and low <= seed <= 1_000_000 and (seed - low) % 7 == 0 for seed in seeds)
+
+
+def test_the_steps_of_what_cannot_be_listed_are_those_of_its_longest_trial() -> None:
+    def steps(choices: Any) -> int:
+        space = {"model.decoder": ["mask", "linear"], "train.steps": choices, "optim.lr": {"min": 0.01, "max": 0.1}}
+        return planned_steps(search_spec(space=space, search={"algorithm": "random", "trials": 3}))
+
+    assert steps([10, 20]) == 60
+    assert steps({"given": "model.decoder", "cases": {"mask": [10, 20]}}) == 120, "else the base's 40"

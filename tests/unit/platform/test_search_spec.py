@@ -133,6 +133,13 @@ def test_the_final_training_is_the_trial_with_its_own_length_and_changes() -> No
         ({"space": {"optim.lr": {"min": 0.01, "max": 100, "step": 10}}}, "less than or equal to 10"),
         ({"space": {"optim.lr": {"min": 0.01, "max": 0.1, "log": True}}}, "cannot list a range without step"),
         ({"space": {"optim.lr": {"min": 0.001, "max": 1.0, "step": 0.0001}}}, "9,991 combinations"),
+        ({"space": {"optim.lr": {"min": 0.001, "max": 0.1, "step": 5e-324}}}, "step 4.94066e-324 is too small"),
+        ({"space": {"optim.lr": {"min": 0.001, "max": 0.1, "step": 10**400}}}, "a number must be at most 1e+15"),
+        ({"space": {"optim.lr": {"min": 10**401, "max": 10**400}}}, "a number must be at most 1e+15"),
+        ({"space": {"optim.lr": {"min": 0.01, "max": 0.02, "step": 5}}}, "step 5 leads from min beyond max at once"),
+        ({"space": {"optim.lr": {"min": float("nan"), "max": 0.02}}}, "input should be a finite number"),
+        ({"space": {"train.seed": {"min": 0, "max": 20_000}}}, "or with more than 10,000 values"),
+        ({"space": {"train.seed": [1, True]}}, "space.train.seed[1]: True: input should be a valid integer"),
         ({"space": {"train.crop": {"min": 16, "max": 64, "step": 0.5}}}, "takes whole numbers only"),
         ({"space": {"optim.name": {"min": 1, "max": 2}}}, "takes no numbers"),
         (

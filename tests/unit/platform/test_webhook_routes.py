@@ -17,11 +17,6 @@ HOOK = "https://hooks.example.org/in"
 
 
 @pytest.fixture
-def client(transport: AppTransport) -> Client:
-    return Client(URL, API_TOKEN, transport=transport)
-
-
-@pytest.fixture
 def cli(transport: AppTransport, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     monkeypatch.setattr(webhooks, "Client", lambda: Client(URL, API_TOKEN, transport=transport))
     monkeypatch.setattr(webhooks, "_LOOK_EVERY_S", 0.0)

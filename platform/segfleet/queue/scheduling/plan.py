@@ -66,6 +66,34 @@ def plan(
     return [*decisions, *eviction.stops]
 
 
+def hand_over(
+    jobs: Iterable[Candidate], holdings: Sequence[Holding], now: float, *, use: Mapping[str, float], policy: Policy
+) -> list[Decision]:
+    """Start whatever waits for nothing but room: the cluster admits by quotas of its own, such as Kueue's.
+
+    Args:
+        jobs: All queued jobs, in any order.
+        holdings: Every attempt that holds resources.
+        now: Seconds since the epoch.
+        use: Decayed use of each project.
+        policy: Of it, only what orders the line counts; no quota holds and nobody is told to make room.
+
+    Returns:
+        One Start, with the fewest workers that will do, or Wait for each job, in the order of the line.
+    """
+    jobs = list(jobs)
+    hindered = {job.job_id: why for job in jobs if (why := hindrance(job, "", now))}
+    decisions: list[Decision] = []
+    place = 0
+    for job in order(jobs, holdings, use, (), now, policy, hindered):
+        if job.job_id in hindered:
+            place += 1
+            decisions.append(Wait(job.job_id, place, hindered[job.job_id]))
+        else:
+            decisions.append(Start(job.job_id, job.gang.workers))
+    return decisions
+
+
 def _room_made(stops: Iterable[Preempt], holdings: Iterable[Holding], head: Candidate | None) -> dict[str, list[str]]:
     """Who makes room for whom: those that are told now, and for the head those that were told before."""
     makers: dict[str, list[str]] = {}
