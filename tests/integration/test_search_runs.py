@@ -49,7 +49,7 @@ class Stage:
         self.spec, self.manifest = make_search(base={"data": {"shards": shards}}), Manifest.load(shards)
         self.job_id = folder.name  # one for each test, since they share an MLflow
         self.run_id = open_run(plan_run(self.job_id, self.spec, self.manifest))
-        self.search = Search(make_grant(folder), self.spec, self.run_id, None)  # type: ignore[arg-type]
+        self.search = Search(replace(make_grant(folder), job_id=self.job_id), self.spec, self.run_id, None)  # type: ignore[arg-type]
 
     def child(self, number: int) -> str:
         document = trial(number)
