@@ -60,18 +60,18 @@ class FakeRegistry:
         return False
 
     def models(self) -> list[dict[str, Any]]:
-        return [{"name": "seg", "aliases": {"best": "1"}, "latest_version": "1"}]
+        return [{"name": "seg", "aliases": dict(self.aliases), "latest_version": "2", "updated_at": 1_700_000_000.0}]
 
     def model(self, name: str) -> dict[str, Any]:
         self._known(name)
-        return {"name": name, "versions": [self.version(name, "1")]}
+        return {**self.models()[0], "versions": [self.version(name, "1")]}
 
     def version(self, name: str, ref: str) -> dict[str, Any]:
         self._known(name, ref)
         number = self.aliases[ref.removeprefix("@")] if ref.startswith("@") else ref
         aliases = [alias for alias, version in self.aliases.items() if version == number]
         document = {"name": name, "version": number, "aliases": aliases, "job": None, "run_id": "r" * 32}
-        return {**document, "metrics": {}, "tags": {}}
+        return {**document, "created_at": 1_700_000_000.0, "metrics": {}, "tags": {}}
 
     def holder(self, name: str, alias: str) -> str | None:
         self._known(name)

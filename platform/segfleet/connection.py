@@ -99,7 +99,14 @@ class Connection:
             raise self.stranger()
         return [as_document(item) for item in found]
 
-    def pages(self, path: str, name: str, limit: int | None, params: Mapping[str, Any]) -> list[Document]:
+    def pages(
+        self,
+        path: str,
+        name: str,
+        limit: int | None,
+        params: Mapping[str, Any] | None = None,
+        place: str = "before",
+    ) -> list[Document]:
         """The items of a list that comes page by page.
 
         Args:
@@ -107,17 +114,18 @@ class Connection:
             name: Of the items in a page.
             limit: At most so many; None: all.
             params: As for `get`.
+            place: What a page's `next` is called in the request for the next one.
 
         Raises:
             SegfleetError: as `get`.
         """
         found: list[Document] = []
-        before = None
+        following = None
         while limit is None or len(found) < limit:
             size = PAGE if limit is None else min(limit - len(found), PAGE)
-            page = as_document(self.get(path, before=before, limit=size, **params))
+            page = as_document(self.get(path, **{place: following, "limit": size, **(params or {})}))
             found += self.items(page, name)
-            if (before := page.get("next")) is None:
+            if (following := page.get("next")) is None:
                 break
         return found
 

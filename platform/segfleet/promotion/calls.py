@@ -71,10 +71,9 @@ class PromotionCalls:
         body = {"alias": alias, "version": ref, "project": project}
         return as_document(self._connection.post(path_of("models", name, "promotions"), body))
 
-    def promotions(self: _Connected, model: str, *, limit: int = 100) -> list[Document]:
-        """A model's promotions, the newest first."""
-        answer = as_document(self._connection.get(path_of("models", model, "promotions"), limit=limit))
-        return [as_document(promotion) for promotion in answer.get("promotions", [])]
+    def promotions(self: _Connected, model: str, *, limit: int | None = 100) -> list[Document]:
+        """A model's promotions, the newest first: at most `limit`, or all."""
+        return self._connection.pages(path_of("models", model, "promotions"), "promotions", limit)
 
     def watch_promotion(
         self: _Connected, model: str, promotion_id: str, *, poll_s: float = 1.0, patience_s: float = 120.0

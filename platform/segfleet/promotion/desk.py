@@ -89,10 +89,10 @@ class Promotions:
 
     # Promotions
 
-    def list(self, model: str, limit: int) -> list[Promotion]:
-        """A model's promotions, the newest first."""
+    def list(self, model: str, limit: int, before: int | None = None) -> list[Promotion]:
+        """A model's promotions, the newest first; those whose `seq` is lower than `before`."""
         with self._queue.store.read() as tx:
-            return tx.promotions.promotions(model, limit)
+            return tx.promotions.promotions(model, limit, before)
 
     def get(self, model: str, promotion_id: str) -> Promotion:
         """One promotion.

@@ -81,10 +81,11 @@ class PromotionRows:
         query = select(promotions).where(promotions.c.state.in_(OPEN)).order_by(promotions.c.seq)
         return [_promotion(row) for row in self._connection.execute(query)]
 
-    def promotions(self, model: str, limit: int) -> list[Promotion]:
-        """The newest promotions of a model."""
+    def promotions(self, model: str, limit: int, before: int | None = None) -> list[Promotion]:
+        """The newest promotions of a model whose `seq` is lower than `before`."""
         c = promotions.c
         query = select(promotions).where(c.model == model).order_by(c.seq.desc()).limit(limit)
+        query = query if before is None else query.where(c.seq < before)
         return [_promotion(row) for row in self._connection.execute(query)]
 
     def last_promoted(self, model: str, alias: str) -> Promotion | None:

@@ -93,8 +93,8 @@ class JobCalls:
         return str(answer.headers.get("ETag", ""))
 
     def events(self, job_id: str) -> list[Document]:
-        """What happened to a job, the oldest first."""
-        return self._connection.items(self._connection.get(path_of("jobs", job_id, "events")), "events")
+        """All that happened to a job, the oldest first."""
+        return self._connection.pages(path_of("jobs", job_id, "events"), "events", None, place="after")
 
     def trials(self, job_id: str) -> Document:
         """All trials of a search, and what they are compared by.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 from dataclasses import dataclass
 
 from segfleet.cluster.launcher import ClusterUnreachableError, SubmissionRefusedError
@@ -34,6 +35,8 @@ from segfleet.telemetry import PASS_SECONDS, TURNS
 NODES_EVERY_S = 5.0
 STOP_EVERY_S = 5.0
 COMPLAIN_EVERY_S = 60.0
+# Seconds of rest for each second that a turn has computed.
+_REST = 4.0
 _MAX_RAY_MESSAGE = 2000
 
 logger = logging.getLogger(__name__)
@@ -91,7 +94,7 @@ class Dispatcher:
         A turn that fails is logged, and the next one tries again.
         """
         while not stop.is_set():
-            outcome = "failed"
+            outcome, began = "failed", time.thread_time()
             try:
                 self.step(self._queue.clock())
                 outcome = "done"
@@ -104,7 +107,8 @@ class Dispatcher:
                 logger.exception("dispatcher: a turn failed")
             finally:
                 TURNS.labels(outcome).inc()
-            stop.wait(self._settings.poll_s)
+            # A long line makes turns long, and they must leave the processor to those who ask.
+            stop.wait(max(self._settings.poll_s, _REST * (time.thread_time() - began)))
 
     def step(self, now: float) -> None:
         """Take one turn.

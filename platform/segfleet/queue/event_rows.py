@@ -26,13 +26,13 @@ class EventRows:
         """Append a line."""
         self._connection.execute(insert(events).values(values))
 
-    def of_job(self, job_id: str, after: int = 0) -> list[Event]:
-        """The lines of a job behind the line of this `seq`, oldest first.
+    def of_job(self, job_id: str, after: int = 0, limit: int | None = None) -> list[Event]:
+        """The lines of a job behind the line of this `seq`, oldest first: at most so many, or all.
 
         A job's row is locked while its history is written, so its lines become visible in the order of their `seq`.
         """
         c = events.c
-        query = select(events).where((c.job_id == job_id) & (c.seq > after)).order_by(c.seq)
+        query = select(events).where((c.job_id == job_id) & (c.seq > after)).order_by(c.seq).limit(limit)
         return [event_of(row) for row in self._connection.execute(query)]
 
     def checkpoints_of(self, job_id: str) -> list[tuple[int, int]]:

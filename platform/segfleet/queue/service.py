@@ -124,14 +124,14 @@ class Queue(JobCommands):
         with self.store.read() as tx:
             return tx.count_jobs()
 
-    def events(self, job_id: str, after: int = 0) -> tuple[Event, ...]:
-        """A job's history behind the line of this `seq`, oldest first.
+    def events(self, job_id: str, after: int = 0, limit: int | None = None) -> tuple[Event, ...]:
+        """A job's history behind the line of this `seq`, oldest first: at most so many lines, or all.
 
         Raises:
             UnknownJobError: no such job.
         """
         with self.store.read() as tx:
-            return tuple(tx.events.of_job(tx.job(job_id).id, after))
+            return tuple(tx.events.of_job(tx.job(job_id).id, after, limit))
 
     def goodput(self, job_id: str) -> Goodput | None:
         """Where a job's time went so far; None before its first start.

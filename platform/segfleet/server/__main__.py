@@ -37,7 +37,7 @@ from segfleet.server.api import create_app
 from segfleet.server.connections import ImpatientProtocol
 from segfleet.server.leading import Leading
 from segfleet.server.log import configure
-from segfleet.server.public import opened
+from segfleet.server.public import opened, tcp_socket
 from segfleet.server.services import Services
 from segfleet.settings import Home, Settings, ensure_token, read_token
 from segfleet.webhooks.courier import Courier, delivering
@@ -150,8 +150,7 @@ def _only_service(home: Home) -> Iterator[None]:
 
 def _listen(port: int) -> socket.socket:
     """Take the port before anything else is started; loopback only: other machines come through a `Door`."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener = tcp_socket(socket.AF_INET)
     try:
         listener.bind((HOST, port))
     except (OSError, OverflowError) as error:

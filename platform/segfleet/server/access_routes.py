@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path
 
 from segfleet.server.access_schemas import (
     AuditAnswer,
@@ -15,6 +15,7 @@ from segfleet.server.access_schemas import (
     TokenBody,
     TokensAnswer,
 )
+from segfleet.server.paging import Before, Limit, next_of
 from segfleet.server.rights import AccessArg, IdentityArg
 from segfleet.server.schemas import EmptyBody
 from segfleet.spec.sections import duration_s
@@ -37,7 +38,11 @@ def list_tokens(access: AccessArg) -> TokensAnswer:
 
 
 @router.post("/tokens/{token_id}/revoke")
-def revoke_token(token_id: Annotated[str, Path(max_length=128)], _body: EmptyBody, access: AccessArg) -> TokenAnswer:
+def revoke_token(
+    token_id: Annotated[str, Path(max_length=128, description="id of the token, or all of it")],
+    _body: EmptyBody,
+    access: AccessArg,
+) -> TokenAnswer:
     """End a token at once; it is named by its id, or whole by whoever found it."""
     return TokenAnswer(**access.revoke(token_id))
 
@@ -45,9 +50,9 @@ def revoke_token(token_id: Annotated[str, Path(max_length=128)], _body: EmptyBod
 @router.get("/audit")
 def read_audit(
     access: AccessArg,
-    before: Annotated[int | None, Query(ge=1, lt=2**63, description="entries older than this number")] = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    before: Before = None,
+    limit: Limit = 100,
 ) -> AuditAnswer:
     """Who changed what, or was refused: a page, the newest first."""
     entries = [AuditEntry(**entry) for entry in access.audit(before, limit)]
-    return AuditAnswer(entries=entries, next=entries[-1].seq if len(entries) == limit else None)
+    return AuditAnswer(entries=entries, next=next_of(entries, limit))

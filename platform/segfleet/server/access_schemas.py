@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from segfleet.access.roles import Role
+from segfleet.server.paging import Page
 from segfleet.server.schemas import Body
 from segfleet.spec.sections import Duration, Name
 
@@ -64,8 +65,7 @@ class AuditEntry(BaseModel):
     outcome: str = Field(description="done, or the HTTP status of the refusal")
 
 
-class AuditAnswer(BaseModel):
+class AuditAnswer(Page):
     """A page of the audit log, the newest first."""
 
     entries: list[AuditEntry]
-    next: int | None = Field(description="`before` of the next page; null: this was the last")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from importlib.metadata import version
-from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import Depends, FastAPI, Security
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
 
 from segfleet.access.desk import Access
 from segfleet.server import (
@@ -19,16 +20,20 @@ from segfleet.server import (
     problems,
     promotion_routes,
     retention_routes,
+    status_routes,
     stream_routes,
     trial_routes,
     webhook_routes,
 )
 from segfleet.server.guard import Guard
 from segfleet.server.rights import authorize
-from segfleet.server.services import Services, ServicesArg
+from segfleet.server.services import Services
 from segfleet.wire import API
 
-_status = APIRouter(tags=["service"])
+# For the document alone: the guard has looked at the token by then.
+_BEARER = HTTPBearer(
+    scheme_name="token", description="a user's token; routes of attempts take the attempt's", auto_error=False
+)
 
 
 def create_app(services: Services, token: str, names: Collection[str] = ()) -> FastAPI:
@@ -50,6 +55,7 @@ def create_app(services: Services, token: str, names: Collection[str] = ()) -> F
         redoc_url=None,
         dependencies=[Depends(authorize)],
         responses=problems.RESPONSES,
+        generate_unique_id_function=_operation_id,
     )
     access = Access(services.queue.store, services.queue.clock, token)
     app.state.services, app.state.access = services, access
@@ -65,11 +71,11 @@ def create_app(services: Services, token: str, names: Collection[str] = ()) -> F
         access_routes,
         webhook_routes,
         retention_routes,
+        status_routes,
     ):
-        app.include_router(routes.router, prefix=API)
-    app.include_router(_status, prefix=API)
+        app.include_router(routes.router, prefix=API, dependencies=[Security(_BEARER)])
     app.add_api_route("/healthz", _healthz)
-    app.include_router(metrics.router)
+    app.include_router(metrics.router, dependencies=[Security(_BEARER)])
     app.add_middleware(Guard, access=access, names=names)
     problems.install(app)
     return app
@@ -80,26 +86,6 @@ def _healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@_status.get("/status")
-def status(services: ServicesArg) -> dict[str, Any]:
-    """The queue in numbers, and whether the parts of the service answer."""
-    board, office = services.queue.board, services.office
-    nodes, leader = board.nodes, office.leader()
-    totals = None
-    if nodes is not None:
-        cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-        totals = {"cpus": cpus, "gpus": gpus, "nodes": len(nodes)}
-    return {
-        "version": version("segfleet"),
-        "jobs": {str(state): count for state, count in services.queue.counts().items()},
-        "dispatcher": {"ok": services.is_dispatching()},
-        "server": {"name": office.holder, "role": "follower" if office.term is None else "leader"},
-        "leader": {"name": leader.holder, "epoch": leader.epoch, "since": leader.since},
-        "ray": {
-            "ok": nodes is not None,
-            "url": services.settings.cluster_url,
-            "trouble": board.trouble,
-            "capacity": totals,
-        },
-        "mlflow": {"ok": services.registry.is_up(), "url": services.settings.mlflow_uri},
-    }
+def _operation_id(route: APIRoute) -> str:
+    """What generated clients call it, such as jobs_cancel."""
+    return "_".join([*map(str, route.tags), route.name.strip("_")])

@@ -21,14 +21,14 @@ from segfleet.server.schemas import (
     GrantAnswer,
     HeartbeatBody,
 )
-from segfleet.server.services import CallerArg, ServicesArg
+from segfleet.server.services import AttemptId, CallerArg, ServicesArg
 from segfleet.spec.reference import split_reference
 
 router = APIRouter(prefix="/attempts/{attempt_id}", tags=["attempts"])
 
 
 @router.post("/claim")
-def claim(attempt_id: str, body: ClaimBody, services: ServicesArg) -> GrantAnswer:
+def claim(attempt_id: AttemptId, body: ClaimBody, services: ServicesArg) -> GrantAnswer:
     """Trade the one-time code for the attempt's token and its job."""
     if not body.code:
         raise UnauthorizedError("a claim needs the attempt's one-time code")

@@ -16,6 +16,7 @@ from segfleet.server.etags import IfMatch, IfNoneMatch, tagged
 from segfleet.server.goodput_schemas import FaultAnswer, GoodputAnswer
 from segfleet.server.inputs import require_inputs, require_model
 from segfleet.server.logs import read_logs
+from segfleet.server.paging import MOST, After, Before, Exact, Limit, next_of
 from segfleet.server.rights import IdentityArg
 from segfleet.server.schemas import (
     AttemptAnswer,
@@ -45,6 +46,9 @@ IdempotencyKey = Annotated[
     str | None, Header(pattern=IDEMPOTENCY_KEY, description="the same key and spec give the same job again")
 ]
 
+Offset = Annotated[int, Query(ge=0, lt=2**63, description="bytes that are known already")]
+_LOG: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
 
 @router.post("/check")
 def check(body: SpecBody, services: ServicesArg, caller: IdentityArg) -> CheckAnswer:
@@ -54,7 +58,11 @@ def check(body: SpecBody, services: ServicesArg, caller: IdentityArg) -> CheckAn
     return CheckAnswer(spec=spec, needs=needs_of(gang_of(spec)), forced=list(forced))
 
 
-@router.post("/jobs", status_code=HTTPStatus.CREATED)
+@router.post(
+    "/jobs",
+    status_code=HTTPStatus.CREATED,
+    responses={HTTPStatus.OK: {"model": SubmittedAnswer, "description": "the idempotency key was known already"}},
+)
 def submit(
     body: SpecBody,
     services: ServicesArg,
@@ -74,17 +82,17 @@ def submit(
 def list_jobs(
     services: ServicesArg,
     state: Annotated[list[JobState] | None, Query(max_length=len(JobState), description="any of these")] = None,
-    project: Annotated[str | None, Query(max_length=63)] = None,
-    owner: Annotated[str | None, Query(max_length=63)] = None,
-    kind: Annotated[str | None, Query(max_length=16)] = None,
+    project: Exact = None,
+    owner: Exact = None,
+    kind: Exact = None,
     name: Annotated[str | None, Query(max_length=63, description="anywhere in the job's name")] = None,
-    before: Annotated[int | None, Query(ge=1, lt=2**63, description="`next` of the page before")] = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    before: Before = None,
+    limit: Limit = 100,
 ) -> JobsAnswer:
     """Jobs without their specs: a page, the newest first. Jobs that are submitted meanwhile shift no page."""
     jobs = services.queue.list(Wanted(tuple(state or ()), project, owner, kind, name, before), limit)
     answers = [JobAnswer(**JobAnswer.fields_of(job)) for job in jobs]
-    return JobsAnswer(jobs=answers, next=jobs[-1].seq if len(jobs) == limit else None)
+    return JobsAnswer(jobs=answers, next=next_of(jobs, limit))
 
 
 @router.get("/jobs/{job_id}", response_model=JobDetailAnswer, responses={304: {"description": "nothing has changed"}})
@@ -103,13 +111,14 @@ def show(job_id: JobId, services: ServicesArg, if_none_match: IfNoneMatch = None
 
 
 @router.get("/jobs/{job_id}/events")
-def events(job_id: JobId, services: ServicesArg) -> EventsAnswer:
+def events(job_id: JobId, services: ServicesArg, after: After = 0, limit: Limit = MOST) -> EventsAnswer:
     """A job's history, the oldest first."""
-    return EventsAnswer(events=[EventAnswer.of(event) for event in services.queue.events(job_id)])
+    found = services.queue.events(job_id, after, limit)
+    return EventsAnswer(events=[EventAnswer.of(event) for event in found], next=next_of(found, limit))
 
 
-@router.get("/jobs/{job_id}/logs", response_class=Response)
-def logs(job_id: JobId, services: ServicesArg, offset: Annotated[int, Query(ge=0, lt=2**63)] = 0) -> Response:
+@router.get("/jobs/{job_id}/logs", response_class=Response, responses=_LOG)
+def logs(job_id: JobId, services: ServicesArg, offset: Offset = 0) -> Response:
     """At most 1 MiB of the logs of all attempts, from a byte offset on.
 
     X-Next-Offset is where to go on; X-Log-End is `true` once nothing will be added behind it.

@@ -33,7 +33,9 @@ _QUOTAS = ("workers", "gpus", "max_workers", "max_gpus", "max_running", "max_que
 router = APIRouter(tags=["service"])
 
 
-@router.get("/metrics", response_class=Response)
+@router.get(
+    "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+)
 def metrics(services: ServicesArg) -> Response:
     """All figures, in the text format of Prometheus."""
     figures = CollectorRegistry()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import FileResponse
@@ -13,30 +12,38 @@ from starlette.background import BackgroundTask
 from segfleet.archive import pack
 from segfleet.registry.card import PICTURES, write_card
 from segfleet.registry.registration import Registration, of_content
-from segfleet.server.model_schemas import VersionAnswer, VersionBody
+from segfleet.server.model_schemas import (
+    ModelAnswer,
+    ModelName,
+    ModelRef,
+    ModelsAnswer,
+    ModelVersionAnswer,
+    NewModelName,
+    VersionAnswer,
+    VersionBody,
+)
 from segfleet.server.promotion_routes import project_of
 from segfleet.server.rights import IdentityArg
 from segfleet.server.services import ServicesArg
-from segfleet.spec.sections import Name
 from segfleet.wire import DIGEST
 
 router = APIRouter(prefix="/models", tags=["models"])
 
 
 @router.get("")
-def list_models(services: ServicesArg) -> dict[str, list[dict[str, Any]]]:
+def list_models(services: ServicesArg) -> ModelsAnswer:
     """Registered models."""
-    return {"models": services.registry.models()}
+    return ModelsAnswer.model_validate({"models": services.registry.models()})
 
 
 @router.get("/{name}")
-def show_model(name: str, services: ServicesArg) -> dict[str, Any]:
+def show_model(name: ModelName, services: ServicesArg) -> ModelAnswer:
     """A registered model with its versions."""
-    return services.registry.model(name)
+    return ModelAnswer.model_validate(services.registry.model(name))
 
 
 @router.post("/{name}/versions")
-def add_version(name: Name, body: VersionBody, services: ServicesArg, caller: IdentityArg) -> VersionAnswer:
+def add_version(name: NewModelName, body: VersionBody, services: ServicesArg, caller: IdentityArg) -> VersionAnswer:
     """Make a version of a logged model, once for each content; if an alias is given, promote the version to it."""
     project = None if body.alias is None else project_of(caller, None)
     version = services.registry.register(
@@ -55,13 +62,17 @@ def add_version(name: Name, body: VersionBody, services: ServicesArg, caller: Id
 
 
 @router.get("/{name}/{ref}")
-def show_version(name: str, ref: str, services: ServicesArg) -> dict[str, Any]:
+def show_version(name: ModelName, ref: ModelRef, services: ServicesArg) -> ModelVersionAnswer:
     """One version: `ref` is its number or @ALIAS."""
-    return services.registry.version(name, ref)
+    return ModelVersionAnswer.model_validate(services.registry.version(name, ref))
 
 
-@router.get("/{name}/{ref}/archive", response_class=FileResponse)
-def archive(name: str, ref: str, services: ServicesArg) -> FileResponse:
+@router.get(
+    "/{name}/{ref}/archive",
+    response_class=FileResponse,
+    responses={200: {"content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}}},
+)
+def archive(name: ModelName, ref: ModelRef, services: ServicesArg) -> FileResponse:
     """The files of a version with its model card, as an uncompressed tar; Repr-Digest holds its SHA-256."""
     work = tempfile.TemporaryDirectory(prefix="segfleet-archive-")
     try:

@@ -4,13 +4,56 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from fastapi import Path
 from pydantic import BaseModel, Field
 
 from segfleet.promotion.values import Promotion, PromotionState
+from segfleet.server.paging import Page
 from segfleet.server.schemas import Body, PlainData, Text
-from segfleet.spec.sections import Alias
+from segfleet.spec.sections import Alias, Name
 
 Figure = Annotated[float, Field(allow_inf_nan=False)]
+
+
+ModelName = Annotated[str, Path(description="of the model")]
+NewModelName = Annotated[Name, Path(description="of the model")]
+ModelRef = Annotated[str, Path(description="number of a version, or @ALIAS")]
+AliasName = Annotated[str, Path(description="of the model, such as champion")]
+NewAlias = Annotated[Alias, Path(description="of the model, such as champion")]
+
+
+class ModelSummaryAnswer(BaseModel):
+    """A registered model."""
+
+    name: str
+    aliases: dict[str, str] = Field(description="version by alias")
+    latest_version: str | None
+    updated_at: float
+
+
+class ModelsAnswer(BaseModel):
+    """All registered models."""
+
+    models: list[ModelSummaryAnswer]
+
+
+class ModelVersionAnswer(BaseModel):
+    """A version of a model."""
+
+    name: str
+    version: str
+    aliases: list[str]
+    job: str | None = Field(description="whose attempt registered it; null: it was brought along")
+    run_id: str | None = Field(description="of MLflow")
+    created_at: float
+    metrics: dict[str, float] = Field(description="by name; one of an evaluation says of which dataset and how")
+    tags: dict[str, str] = Field(description="lineage: datasets, code, parent trial, licences, content")
+
+
+class ModelAnswer(ModelSummaryAnswer):
+    """A registered model with its versions, the newest first."""
+
+    versions: list[ModelVersionAnswer]
 
 
 class RegisterBody(Body):
@@ -121,8 +164,8 @@ class PromotionAnswer(BaseModel):
         return cls.model_validate({**fields, "state": str(promotion.state)})
 
 
-class PromotionsAnswer(BaseModel):
-    """A model's promotions, the newest first."""
+class PromotionsAnswer(Page):
+    """A page of a model's promotions, the newest first."""
 
     promotions: list[PromotionAnswer]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Path
 
 from segfleet.queue.policy import Scope
 from segfleet.server.schemas import PoliciesAnswer, PolicyAnswer, PolicyBody
@@ -18,6 +20,11 @@ def list_policies(services: ServicesArg) -> PoliciesAnswer:
 
 
 @router.put("/{scope}/{name}")
-def set_policy(scope: Scope, name: str, body: PolicyBody, services: ServicesArg) -> PolicyAnswer:
+def set_policy(
+    scope: Annotated[Scope, Path(description="what the rules are for")],
+    name: Annotated[str, Path(description="of the project or user, or `cluster`")],
+    body: PolicyBody,
+    services: ServicesArg,
+) -> PolicyAnswer:
     """Replace the rules of the cluster (name `cluster`), a project or a user; empty rules remove them."""
     return PolicyAnswer(**services.queue.set_policy(scope, name, body.rules))

@@ -6,39 +6,44 @@ import json
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Response
 from pydantic import ValidationError
 
 from segfleet.access.roles import DEFAULT_PROJECT, Identity
 from segfleet.errors import AccessError, Problem, SpecError
 from segfleet.promotion.gate import Gate
 from segfleet.server.model_schemas import (
+    AliasName,
     DeletedAnswer,
     GateAnswer,
     GateBody,
     GatesAnswer,
+    ModelName,
+    ModelRef,
+    NewAlias,
+    NewModelName,
     PromoteBody,
     PromotionAnswer,
     PromotionsAnswer,
 )
+from segfleet.server.paging import Before, Limit, next_of
 from segfleet.server.rights import IdentityArg
 from segfleet.server.schemas import DoneAnswer, EmptyBody
 from segfleet.server.services import ServicesArg
 from segfleet.spec.secrets import secret_problems
-from segfleet.spec.sections import Alias, Name
 
 router = APIRouter(prefix="/models/{name}", tags=["models"])
 
 
 @router.get("/gates")
-def list_gates(name: str, services: ServicesArg) -> GatesAnswer:
+def list_gates(name: ModelName, services: ServicesArg) -> GatesAnswer:
     """The gates of a model's aliases."""
     return GatesAnswer(gates=[GateAnswer(**gate) for gate in services.promotions.gates(name)])
 
 
 @router.put("/gates/{alias}")
 def set_gate(
-    name: Name, alias: Annotated[Alias, Path()], body: GateBody, services: ServicesArg, caller: IdentityArg
+    name: NewModelName, alias: NewAlias, body: GateBody, services: ServicesArg, caller: IdentityArg
 ) -> GateAnswer:
     """Replace what a version must show to take over the alias."""
     # Before anything that could repeat a value.
@@ -54,7 +59,7 @@ def set_gate(
 
 
 @router.delete("/gates/{alias}")
-def remove_gate(name: str, alias: str, _body: EmptyBody, services: ServicesArg) -> DoneAnswer:
+def remove_gate(name: ModelName, alias: AliasName, _body: EmptyBody, services: ServicesArg) -> DoneAnswer:
     """Take an alias' gate away."""
     services.promotions.remove_gate(name, alias)
     return DoneAnswer()
@@ -62,11 +67,12 @@ def remove_gate(name: str, alias: str, _body: EmptyBody, services: ServicesArg) 
 
 @router.get("/promotions")
 def list_promotions(
-    name: str, services: ServicesArg, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    name: ModelName, services: ServicesArg, before: Before = None, limit: Limit = 100
 ) -> PromotionsAnswer:
     """A model's promotions, the newest first."""
-    found = services.promotions.list(name, limit)
-    return PromotionsAnswer(promotions=[PromotionAnswer.of(promotion) for promotion in found])
+    found = services.promotions.list(name, limit, before)
+    answers = [PromotionAnswer.of(promotion) for promotion in found]
+    return PromotionsAnswer(promotions=answers, next=next_of(found, limit))
 
 
 @router.post(
@@ -75,7 +81,7 @@ def list_promotions(
     responses={HTTPStatus.OK: {"model": PromotionAnswer, "description": "decided"}},
 )
 def promote(
-    name: str, body: PromoteBody, services: ServicesArg, caller: IdentityArg, response: Response
+    name: ModelName, body: PromoteBody, services: ServicesArg, caller: IdentityArg, response: Response
 ) -> PromotionAnswer:
     """Let a version have an alias: 200 if that is decided, 202 while it is being evaluated."""
     promotion = services.promotions.ask(
@@ -87,13 +93,15 @@ def promote(
 
 
 @router.get("/promotions/{promotion_id}")
-def show_promotion(name: str, promotion_id: str, services: ServicesArg) -> PromotionAnswer:
+def show_promotion(
+    name: ModelName, promotion_id: Annotated[str, Path(description="of the promotion")], services: ServicesArg
+) -> PromotionAnswer:
     """One promotion, with both figures once they are there."""
     return PromotionAnswer.of(services.promotions.get(name, promotion_id))
 
 
 @router.delete("/{ref}")
-def delete_version(name: str, ref: str, _body: EmptyBody, services: ServicesArg) -> DeletedAnswer:
+def delete_version(name: ModelName, ref: ModelRef, _body: EmptyBody, services: ServicesArg) -> DeletedAnswer:
     """Take a version out of the registry; refused while an alias, a promotion or a job needs it."""
     version = services.promotions.delete_version(name, ref)
     stays = [f"MLflow's run {version['run_id']} with its curves, pictures and the model's files"]

@@ -11,6 +11,7 @@ from segfleet.queue.model import Attempt, Event, Job, JobEvent
 from segfleet.queue.scheduling.values import Gang
 from segfleet.queue.states import FailureClass
 from segfleet.server.goodput_schemas import FaultAnswer, GoodputAnswer
+from segfleet.server.paging import Page
 
 MAX_DEPTH = 32
 
@@ -228,11 +229,10 @@ class SubmittedAnswer(JobAnswer):
     forced: list[str] = Field(description="where the operator's values stand instead of the user's")
 
 
-class JobsAnswer(BaseModel):
+class JobsAnswer(Page):
     """A page of jobs, the newest first."""
 
     jobs: list[JobAnswer]
-    next: int | None = Field(description="`before` of the next page; null: this was the last")
 
 
 class PolicyAnswer(BaseModel):
@@ -284,8 +284,8 @@ class HistoryAnswer(EventAnswer):
         return cls(**fields, owner=line.owner, project=line.project)
 
 
-class EventsAnswer(BaseModel):
-    """A job's history, the oldest first."""
+class EventsAnswer(Page):
+    """A page of a job's history, the oldest first."""
 
     events: list[EventAnswer]
 

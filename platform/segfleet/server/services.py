@@ -72,12 +72,15 @@ class Caller:
     token: str
 
 
+AttemptId = Annotated[str, Path(description="the job's id, `-a` and the attempt's number")]
+
+
 def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 
 
-def valid_job_id(job_id: Annotated[str, Path()]) -> str:
+def valid_job_id(job_id: Annotated[str, Path(description="of the job: `job-` and eight characters")]) -> str:
     """The id, if it can be a job's.
 
     Raises:
@@ -88,7 +91,7 @@ def valid_job_id(job_id: Annotated[str, Path()]) -> str:
     return job_id
 
 
-def _caller(request: Request, attempt_id: Annotated[str, Path()]) -> Caller:
+def _caller(request: Request, attempt_id: AttemptId) -> Caller:
     token = bearer_of(request.headers)
     known = ATTEMPT_ID.fullmatch(attempt_id) and _services(request).queue.is_token(attempt_id, token)
     if not known:

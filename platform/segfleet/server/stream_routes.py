@@ -13,6 +13,7 @@ from segfleet.errors import QueueUnavailableError, UnauthorizedError
 from segfleet.queue.states import JobState
 from segfleet.server import sources
 from segfleet.server.guard import bearer_of
+from segfleet.server.paging import Exact
 from segfleet.server.rights import AccessArg, IdentityArg
 from segfleet.server.services import JobId, ServicesArg
 from segfleet.server.streams import EVENT_STREAM, EventStream, Source
@@ -26,8 +27,7 @@ After = Annotated[
     int | None,
     Query(ge=0, lt=_MOST, description="go on behind this id; the header Last-Event-ID, which browsers send, wins"),
 ]
-LastEventId = Annotated[int | None, Header(alias="Last-Event-ID", ge=0, lt=_MOST)]
-Name = Annotated[str | None, Query(max_length=63)]
+LastEventId = Annotated[int | None, Header(alias="Last-Event-ID", ge=0, lt=_MOST, description="as `after`")]
 
 
 @router.get("/events", response_class=StreamingResponse)
@@ -38,10 +38,10 @@ async def events(
     caller: IdentityArg,
     after: After = None,
     last_event_id: LastEventId = None,
-    project: Name = None,
-    owner: Name = None,
-    job: Name = None,
-    kind: Name = None,
+    project: Exact = None,
+    owner: Exact = None,
+    job: Exact = None,
+    kind: Exact = None,
     state: Annotated[JobState | None, Query(description="lines that brought a job into it")] = None,
 ) -> EventStream:
     """The history of all jobs as it goes on: an event `history` for each line, whose id is the line's `seq`.

@@ -22,7 +22,7 @@ from segfleet.server.trial_schemas import (
 router = APIRouter(tags=["trials"])
 _ATTEMPT = "/attempts/{attempt_id}/trials"
 _TRIAL = _ATTEMPT + "/{number}"
-Number = Annotated[TrialNumber, Path()]
+Number = Annotated[TrialNumber, Path(description="of the trial, from 1")]
 
 
 @router.get("/jobs/{job_id}/trials")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
 
+from segfleet.server.paging import Before, Limit, Page, next_of
 from segfleet.server.rights import IdentityArg
 from segfleet.server.schemas import Body, DoneAnswer, EmptyBody
 from segfleet.server.services import ServicesArg
@@ -53,9 +54,13 @@ class SentAnswer(BaseModel):
     delivery: str
 
 
+WebhookId = Annotated[str, Path(description="of the webhook")]
+
+
 class DeliveryAnswer(BaseModel):
     """An event for a webhook; times are seconds since the epoch."""
 
+    seq: int
     id: str
     event: str
     job: str | None
@@ -67,8 +72,8 @@ class DeliveryAnswer(BaseModel):
     ended_at: float | None
 
 
-class DeliveriesAnswer(BaseModel):
-    """A webhook's events of the last days, the newest first."""
+class DeliveriesAnswer(Page):
+    """A page of a webhook's events of the last days, the newest first."""
 
     deliveries: list[DeliveryAnswer]
 
@@ -87,22 +92,23 @@ def create_webhook(body: WebhookBody, services: ServicesArg, caller: IdentityArg
 
 
 @router.delete("/{webhook_id}")
-def delete_webhook(webhook_id: str, _body: EmptyBody, services: ServicesArg, caller: IdentityArg) -> DoneAnswer:
+def delete_webhook(webhook_id: WebhookId, _body: EmptyBody, services: ServicesArg, caller: IdentityArg) -> DoneAnswer:
     """Take a webhook away, with all that waits for it."""
     services.webhooks.delete(webhook_id, caller)
     return DoneAnswer()
 
 
 @router.post("/{webhook_id}/test", status_code=HTTPStatus.ACCEPTED)
-def try_webhook(webhook_id: str, _body: EmptyBody, services: ServicesArg, caller: IdentityArg) -> SentAnswer:
+def try_webhook(webhook_id: WebhookId, _body: EmptyBody, services: ServicesArg, caller: IdentityArg) -> SentAnswer:
     """Send an event that tells of nothing; what becomes of it stands among the deliveries."""
     return SentAnswer(delivery=services.webhooks.test(webhook_id, caller))
 
 
 @router.get("/{webhook_id}/deliveries")
 def list_deliveries(
-    webhook_id: str, services: ServicesArg, caller: IdentityArg, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    webhook_id: WebhookId, services: ServicesArg, caller: IdentityArg, before: Before = None, limit: Limit = 100
 ) -> DeliveriesAnswer:
     """What became of a webhook's events."""
-    found = services.webhooks.deliveries(webhook_id, caller, limit)
-    return DeliveriesAnswer(deliveries=[DeliveryAnswer(**row) for row in found])
+    found = services.webhooks.deliveries(webhook_id, caller, limit, before)
+    answers = [DeliveryAnswer(**row) for row in found]
+    return DeliveriesAnswer(deliveries=answers, next=next_of(answers, limit))

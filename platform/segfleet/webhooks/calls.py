@@ -51,7 +51,6 @@ class WebhookCalls:
         answer = as_document(self._connection.post(path_of("webhooks", webhook_id, "test"), {}))
         return str(answer["delivery"])
 
-    def deliveries(self: _Connected, webhook_id: str, *, limit: int = 100) -> list[Document]:
-        """What became of a webhook's events, the newest first."""
-        answer = as_document(self._connection.get(path_of("webhooks", webhook_id, "deliveries"), limit=limit))
-        return [as_document(row) for row in answer.get("deliveries", [])]
+    def deliveries(self: _Connected, webhook_id: str, *, limit: int | None = 100) -> list[Document]:
+        """What became of a webhook's events, the newest first: of at most `limit`, or all."""
+        return self._connection.pages(path_of("webhooks", webhook_id, "deliveries"), "deliveries", limit)

@@ -104,16 +104,18 @@ class Webhooks:
             self._own(tx, webhook_id, caller)
             return outbox.try_out(tx.webhooks, webhook_id, self._clock())
 
-    def deliveries(self, webhook_id: str, caller: Identity, limit: int) -> list[dict[str, Any]]:
-        """Events for a webhook, the newest first.
+    def deliveries(
+        self, webhook_id: str, caller: Identity, limit: int, before: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Events for a webhook, the newest first; those whose `seq` is lower than `before`.
 
         Raises:
             UnknownWebhookError, AccessError: as for `delete`.
         """
         with self._store.read() as tx:
             self._own(tx, webhook_id, caller)
-            names = ("id", "event", "state", "tries", "answer", "created_at", "due_at", "ended_at")
-            rows = tx.webhooks.deliveries(webhook_id, limit)
+            names = ("seq", "id", "event", "state", "tries", "answer", "created_at", "due_at", "ended_at")
+            rows = tx.webhooks.deliveries(webhook_id, limit, before)
             return [
                 {**{name: getattr(row, name) for name in names}, "job": row.document["data"].get("job")} for row in rows
             ]

@@ -65,10 +65,11 @@ class WebhookRows:
         same = (d.seq == letter.seq) & (d.state == DeliveryState.PENDING)
         self._connection.execute(update(deliveries).where(same).values(changes))
 
-    def deliveries(self, webhook_id: str, limit: int) -> list[Row[Any]]:
-        """A webhook's events, the newest first."""
-        query = select(deliveries).where(deliveries.c.webhook_id == webhook_id)
-        return list(self._connection.execute(query.order_by(deliveries.c.seq.desc()).limit(limit)))
+    def deliveries(self, webhook_id: str, limit: int, before: int | None = None) -> list[Row[Any]]:
+        """A webhook's newest events whose `seq` is lower than `before`."""
+        c = deliveries.c
+        query = select(deliveries).where(c.webhook_id == webhook_id).order_by(c.seq.desc()).limit(limit)
+        return list(self._connection.execute(query if before is None else query.where(c.seq < before)))
 
     def standing(self) -> dict[tuple[str, str], int]:
         """Number of events by webhook and state."""

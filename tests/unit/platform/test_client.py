@@ -338,3 +338,20 @@ def test_the_token_stays_away_from_proxies_and_netrc(monkeypatch: pytest.MonkeyP
         assert link.get("/x") == {}
         link.close()
     assert b"Bearer secret" in got[0]
+
+
+def test_every_list_comes_page_by_page(client: Client, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segfleet.connection.PAGE", 2)
+    job_id = service.submit()["id"]
+    for priority in (60, 70, 80, 90):
+        client.set_priority(job_id, priority)
+    seqs = [event["seq"] for event in client.events(job_id)]
+    assert len(seqs) == 5
+    assert seqs == sorted(set(seqs))
+    made = client.create_webhook("https://hooks.example.org/x", ["succeeded"])
+    tried = [client.test_webhook(made["id"]) for _ in range(5)]
+    assert [row["id"] for row in client.deliveries(made["id"], limit=None)] == tried[::-1]
+    assert [row["id"] for row in client.deliveries(made["id"], limit=3)] == tried[:1:-1]
+    asked = [client.promote("seg/2" if number % 2 else "seg/1", "other")["id"] for number in range(5)]
+    assert [one["id"] for one in client.promotions("seg", limit=None)] == asked[::-1]
+    assert [one["id"] for one in client.promotions("seg", limit=3)] == asked[:1:-1]

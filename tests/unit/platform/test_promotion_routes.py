@@ -192,9 +192,6 @@ def test_the_commands_tell_how_a_promotion_went(
     code, out, err = cli("promote", "seg/2", "--alias", "best")
     assert (code, "refused" in err) == (1, True)
     assert "miou 0.6000 against 0.7000" in out
-    monkeypatch.setattr(
-        service.registry, "model", lambda name: {"name": name, "aliases": {"best": "1"}, "versions": []}
-    )
     shown = cli("show", "seg")[1]
     assert "gate of @best" in shown
     assert "0.6 / 0.7" in shown

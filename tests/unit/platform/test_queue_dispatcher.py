@@ -500,3 +500,19 @@ def test_a_clock_set_forward_between_two_services_uses_up_no_time(world: World) 
     world.restart()
     world.pass_time(40, beat=grant)
     assert (world.state(job), world.queue.attempts(job.id)[0].used_s) == (JobState.RUNNING, 45.0)
+
+
+def test_a_turn_that_takes_long_is_followed_by_a_longer_rest(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    rests = list[float]()
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            rests.append(timeout or 0.0)
+            if len(rests) == 2:
+                self.set()
+            return self.is_set()
+
+    seconds = iter([0.0, 0.3, 10.0, 10.01])
+    monkeypatch.setattr("segfleet.queue.dispatcher.time.thread_time", lambda: next(seconds))
+    world.dispatcher.run(Stop())
+    assert rests == [pytest.approx(1.2), world.settings.poll_s]
