@@ -93,11 +93,11 @@ def _sections(
         "importance": lambda: parts.importance_section(told, validation, out),
         "speed": lambda: parts.speed_section(found, out),
     }
-    sections = []
+    # A table of the paper is what such a search is for.
+    sections = [parts.paper_section(*names, rows) for names, rows in tables.items()]
     for number, (name, make) in enumerate(makers.items(), start=1):
         say(f"{name} ({number} of {len(makers)})")
         sections.append(make())
-    sections += [parts.paper_section(*names, rows) for names, rows in tables.items()]
     if not tables:
         why = "the trials are not all of one of the paper's tables"
         sections.append(SectionOfPage(parts.BESIDE, missing=why if found.runs else "no trial has begun yet"))

@@ -164,6 +164,8 @@ def _scaled_size(size: Sequence[int], config: WindowConfig, scale: float) -> tup
 
 
 def _checked(model: SegmentationModel, image: Tensor | NDArray[np.uint8]) -> Tensor:
+    if isinstance(image, np.ndarray) and not image.flags.writeable:
+        image = image.copy()  # Pillow's arrays are; PyTorch warns of them
     image = torch.as_tensor(image)
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.numel() == 0:
         raise ValueError(f"a picture must be uint8 (H, W, 3), not {image.dtype} {tuple(image.shape)}")

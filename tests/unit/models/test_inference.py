@@ -116,6 +116,14 @@ def test_labels_are_those_of_the_plain_protocol(config: WindowConfig, size: tupl
     assert len(labels.unique()) > 1
 
 
+def test_a_picture_that_may_not_be_written_to_is_taken() -> None:
+    """As Pillow gives them; PyTorch would warn."""
+    model, image = make_model(), make_image(32, 32)
+    picture = image.numpy().copy()
+    picture.flags.writeable = False
+    assert torch.equal(predict(model, picture, WindowConfig(32, 32)), predict(model, image, WindowConfig(32, 32)))
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize(
     ("size", "num_classes", "config"),
