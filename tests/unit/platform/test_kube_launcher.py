@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,103 +9,15 @@ from typing import Any
 import httpx
 import pytest
 
-from segfleet.cluster.kube_launcher import KubeLauncher
+from kube_server import LOST, TEMPLATE, Kubernetes, refusal
 from segfleet.cluster.launcher import ClusterUnreachableError, RayJobStatus, RayState, SubmissionRefusedError
 from segfleet.cluster.needs import Needs
 from segfleet.errors import LaunchError, SettingsError
 from segfleet.kube_settings import KubeSettings
 from segfleet.queue.scheduling.values import Node
 
-ROOT = Path(__file__).resolve().parents[3]
-TEMPLATE = ROOT / "docker" / "kubernetes" / "rayjob.yaml"
 ID = "job-aaaaaaaa-a1"
 NEEDS = Needs(workers=2, cpus=4, gpus=1, project="vision", time_limit_s=90.5)
-LOST = object()
-
-
-class Kubernetes:
-    """An API server in memory, with one namespace.
-
-    Attributes:
-        objects: By path of their collection and name.
-        next: What the coming requests meet, first first: a response, an exception, LOST (done, but no answer), or
-            None for the usual.
-        token: The one that is accepted.
-    """
-
-    def __init__(self, folder: Path, **changes: Any) -> None:
-        self.objects: dict[str, dict[str, dict[str, Any]]] = {}
-        self.next: list[httpx.Response | Exception | object | None] = []
-        self.requests: list[httpx.Request] = []
-        self.texts: dict[str, httpx.Response] = {}
-        self.token, self.page = "first", 2
-        self.token_file = folder / "kube-token"
-        self.token_file.write_text("first\n")
-        values: dict[str, Any] = {
-            "url": "https://kube:6443",
-            "namespace": "fleet",
-            "token_file": self.token_file,
-            "ca_file": folder / "ca.crt",
-            "template": TEMPLATE,
-            **changes,
-        }
-        self.launcher = KubeLauncher(KubeSettings(**values), httpx.MockTransport(self._answer))
-
-    def of(self, kind: str) -> dict[str, dict[str, Any]]:
-        return next((found for path, found in self.objects.items() if path.endswith(f"/{kind}")), {})
-
-    def put(self, path: str, name: str, **body: Any) -> dict[str, Any]:
-        metadata = {"name": name, "uid": f"uid-{name}", **body.pop("metadata", {})}
-        self.objects.setdefault(path, {})[name] = {"metadata": metadata, **body}
-        return self.objects[path][name]
-
-    def _answer(self, request: httpx.Request) -> httpx.Response:
-        self.requests.append(request)
-        behaviour = self.next.pop(0) if self.next else None
-        if isinstance(behaviour, Exception):
-            raise behaviour
-        if isinstance(behaviour, httpx.Response):
-            return behaviour
-        if request.headers["authorization"] != f"Bearer {self.token}":
-            return _refusal(401, "Unauthorized")
-        answer = self._do(request)
-        if behaviour is LOST:
-            raise httpx.ReadTimeout("slow")
-        return answer
-
-    def _do(self, request: httpx.Request) -> httpx.Response:
-        path = request.url.path
-        if path == "/api/v1/namespaces/fleet":
-            return httpx.Response(200, json={"metadata": {"uid": "life-1"}})
-        if path in self.texts:
-            return self.texts[path]
-        if request.method == "POST":
-            body = json.loads(request.content)
-            name = body["metadata"]["name"]
-            if name in self.objects.get(path, {}):
-                return _refusal(409, "AlreadyExists")
-            body["metadata"]["uid"] = f"uid-{name}"
-            self.objects.setdefault(path, {})[name] = body
-            return httpx.Response(201, json=body)
-        collection, _, name = path.rpartition("/")
-        if request.method == "DELETE":
-            found = self.objects.get(collection, {}).pop(name, None)
-            return _refusal(404, "NotFound") if found is None else httpx.Response(200, json=found)
-        if re.fullmatch(r".*/(rayjobs|nodes|pods)", path):
-            return self._list(path, request)
-        found = self.objects.get(collection, {}).get(name)
-        return _refusal(404, "NotFound") if found is None else httpx.Response(200, json=found)
-
-    def _list(self, path: str, request: httpx.Request) -> httpx.Response:
-        items = list(self.objects.get(path, {}).values())
-        begin = int(request.url.params.get("continue") or 0)
-        rest = str(begin + self.page) if begin + self.page < len(items) else ""
-        page = items[begin : begin + self.page]
-        return httpx.Response(200, json={"metadata": {"continue": rest}, "items": page})
-
-
-def _refusal(status: int, reason: str, message: str = "no") -> httpx.Response:
-    return httpx.Response(status, json={"kind": "Status", "reason": reason, "message": message})
 
 
 @pytest.fixture
@@ -193,14 +104,14 @@ def test_a_lost_answer_is_found_by_the_next_look(kube: Kubernetes, which: int) -
 @pytest.mark.parametrize(
     ("answer", "error", "words"),
     [
-        (_refusal(422, "Invalid", "spec.entrypoint: bad"), SubmissionRefusedError, "spec.entrypoint: bad"),
-        (_refusal(400, "BadRequest", "strict decoding"), SubmissionRefusedError, "strict decoding"),
-        (_refusal(403, "Forbidden", "exceeded quota"), LaunchError, "exceeded quota; see the roles"),
-        (_refusal(409, "Conflict"), LaunchError, "HTTP 409"),
-        (_refusal(429, "TooManyRequests"), LaunchError, "fewer requests"),
-        (_refusal(500, "InternalError"), LaunchError, "HTTP 500"),
+        (refusal(422, "Invalid", "spec.entrypoint: bad"), SubmissionRefusedError, "spec.entrypoint: bad"),
+        (refusal(400, "BadRequest", "strict decoding"), SubmissionRefusedError, "strict decoding"),
+        (refusal(403, "Forbidden", "exceeded quota"), LaunchError, "exceeded quota; see the roles"),
+        (refusal(409, "Conflict"), LaunchError, "HTTP 409"),
+        (refusal(429, "TooManyRequests"), LaunchError, "fewer requests"),
+        (refusal(500, "InternalError"), LaunchError, "HTTP 500"),
         (httpx.Response(200, text="<html>"), LaunchError, "does not answer like Kubernetes"),
-        (_refusal(401, "Unauthorized"), ClusterUnreachableError, "does not accept the token"),
+        (refusal(401, "Unauthorized"), ClusterUnreachableError, "does not accept the token"),
         (httpx.ConnectError("refused"), ClusterUnreachableError, "cannot be reached"),
     ],
 )
@@ -275,7 +186,7 @@ def test_a_list_that_expires_is_read_anew(kube: Kubernetes) -> None:
     path = "/apis/ray.io/v1/namespaces/fleet/rayjobs"
     for number in range(3):
         kube.put(path, f"job-{number}", status={"jobStatus": "RUNNING", "jobDeploymentStatus": "Running"})
-    gone = _refusal(410, "Expired")
+    gone = refusal(410, "Expired")
     kube.next = [None, None, gone, None, None]
     kube.launcher.session()
     assert kube.launcher.status("job-2") == RayJobStatus(RayState.RUNNING)
@@ -319,9 +230,9 @@ def test_logs_are_those_of_the_newest_pod_that_has_some(kube: Kubernetes) -> Non
     kube.texts[f"{pods}/new/log"] = httpx.Response(200, text="step 1\n")
     assert kube.launcher.logs(ID) == "step 1\n"
     assert kube.requests[-2].url.params["labelSelector"] == f"batch.kubernetes.io/job-name={ID}"
-    kube.texts[f"{pods}/new/log"] = _refusal(400, "BadRequest", "container is waiting to start")
+    kube.texts[f"{pods}/new/log"] = refusal(400, "BadRequest", "container is waiting to start")
     assert kube.launcher.logs(ID) == ""
-    kube.texts[f"{pods}/new/log"] = _refusal(500, "InternalError")
+    kube.texts[f"{pods}/new/log"] = refusal(500, "InternalError")
     with pytest.raises(LaunchError, match="HTTP 500"):
         kube.launcher.logs(ID)
 
