@@ -10,6 +10,7 @@ from fakes import FakeClock, FakeLauncher
 from segfleet.queue.dispatcher import Dispatcher
 from segfleet.queue.leadership import Office, Term
 from segfleet.queue.model import Grant, Job
+from segfleet.queue.sending import ClusterDoor
 from segfleet.queue.service import Queue
 from segfleet.queue.states import JobState
 
@@ -27,10 +28,18 @@ def lead(queue: Queue) -> Term:
 class World:
     """A service with its cluster; `restart` is a kill -9 of the service."""
 
-    def __init__(self, root: Path, url: str | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        root: Path,
+        url: str | None = None,
+        ray: FakeLauncher | None = None,
+        door: ClusterDoor | None = None,
+        **settings: Any,
+    ) -> None:
         self.root, self.url = root, url
         self.clock = FakeClock()
-        self.ray = FakeLauncher(clock=self.clock)
+        self.ray = FakeLauncher(clock=self.clock) if ray is None else ray
+        self.door = self.ray if door is None else door
         self.settings = make_settings(root, lease_s=30.0, start_deadline_s=60.0, **settings)
         self._open()
 
@@ -40,7 +49,7 @@ class World:
 
     def _open(self) -> None:
         self.queue = make_queue(self.root, self.clock, self.url)
-        self.dispatcher = Dispatcher(self.queue, lead(self.queue), self.ray, self.settings)
+        self.dispatcher = Dispatcher(self.queue, lead(self.queue), self.door, self.settings)
 
     def submit(self, workers: int = 1, **queue: object) -> Job:
         return self.queue.submit(train_document(workers=workers, **queue), owner="ann")[0]

@@ -15,6 +15,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multip
 
 from factories import POSTGRES, fresh_database, train_document
 from fakes import FakeJob
+from kube_server import KubeWorld
+from segfleet.cluster.kube_launcher import KubeLauncher
 from segfleet.cluster.launcher import RayJobStatus, RayState
 from segfleet.errors import AttemptFencedError, IdempotencyConflictError, IllegalTransitionError, QueueError
 from segfleet.queue import fencing, intake, lifecycle, planner, reconcile
@@ -45,6 +47,8 @@ class QueueMachine(RuleBasedStateMachine):
     """Users, drivers (live and zombie), a service that dies, and a cluster that forgets and lies."""
 
     backend = "sqlite"
+    world_type: type[World] = World
+    cpus = 3  # an elastic job of 1, 2 or 4 workers must not get them all
     grants = Bundle("grants")
     jobs = Bundle("jobs")
 
@@ -56,8 +60,8 @@ class QueueMachine(RuleBasedStateMachine):
         ids = (f"job-{a}{b}aaaaaa" for a in "abcdefghijklmnopqrstuvwxyz" for b in "abcdefghijklmnopqrstuvwxyz")
         self.patch.setattr(intake, "new_job_id", lambda: next(ids))
         self.folder = Path(tempfile.mkdtemp(dir=MEMORY))
-        self.world = World(self.folder, fresh_database(self.backend, self.folder))
-        self.world.ray.cpus = 3  # an elastic job of 1, 2 or 4 workers must not get them all
+        self.world = self.world_type(self.folder, fresh_database(self.backend, self.folder))
+        self.world.ray.cpus = self.cpus
         rules = {"preempt_for_priority": True, "min_run": "1s", "grace": "10s"}
         self.world.queue.set_policy("cluster", "cluster", rules)
         self.acknowledged: set[str] = set()
@@ -351,11 +355,43 @@ class QueueMachine(RuleBasedStateMachine):
             job.state = RayState.SUCCEEDED
 
 
+class KueueWorld(KubeWorld):
+    kube = {"queue": "team"}
+
+
+class KubeMachine(QueueMachine):
+    """With Kubernetes for a cluster, where Secrets get lost as well as RayJobs."""
+
+    world_type = KubeWorld
+
+    @rule(behaviours=st.lists(st.sampled_from(["ok", "lost", "lost_answer", "refused"]), max_size=3))
+    def next_requests(self, behaviours: list[str]) -> None:
+        self.world.ray.next_submits = behaviours
+
+
+class KueueMachine(KubeMachine):
+    """Kueue admits, and takes nodes back, as it likes; nothing here bounds what is sent."""
+
+    world_type = KueueWorld
+    cpus = 10**6
+
+    @rule(which=st.integers(0, 9), is_held=st.booleans())
+    def kueue_decides(self, which: int, is_held: bool) -> None:
+        if self.world.ray.jobs:
+            list(self.world.ray.jobs.values())[which % len(self.world.ray.jobs)].is_held = is_held
+
+    def _well_behaved_drivers(self) -> None:
+        for job in self.world.ray.jobs.values():
+            job.is_held = False
+        super()._well_behaved_drivers()
+
+
 BACKENDS = ["sqlite", "postgres"] if POSTGRES else ["sqlite"]
+KUBES = [KubeMachine, KueueMachine]
 
 
-def attack(backend: str, rules: settings) -> None:
-    machine = type("Machine", (QueueMachine,), {"backend": backend})
+def attack(backend: str, rules: settings, kind: type[QueueMachine] = QueueMachine) -> None:
+    machine = type("Machine", (kind,), {"backend": backend})
     run_state_machine_as_test(machine, settings=rules)  # type: ignore[no-untyped-call]
 
 
@@ -367,6 +403,25 @@ def test_no_order_of_faults_breaks_the_queue() -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_many_more_orders_of_faults_on_every_database(backend: str) -> None:
     attack(backend, settings(SETTINGS, max_examples=60, stateful_step_count=40))
+
+
+@pytest.mark.parametrize("kind", KUBES)
+def test_no_order_of_faults_of_kubernetes_breaks_the_queue(kind: type[QueueMachine]) -> None:
+    attack("sqlite", settings(SETTINGS, max_examples=2), kind)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("kind", KUBES)
+def test_many_more_orders_of_faults_of_kubernetes(kind: type[QueueMachine]) -> None:
+    attack("sqlite", settings(SETTINGS, max_examples=60, stateful_step_count=40), kind)
+
+
+@pytest.mark.integration
+def test_the_machine_finds_a_rayjob_that_waits_for_ever_for_its_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KubeLauncher, "_is_equipped", lambda *_: True)
+    monkeypatch.setattr(reconcile, "decide_ended", lambda *_: reconcile.Leave())
+    with pytest.raises((AssertionError, ExceptionGroup)):
+        attack("sqlite", settings(SETTINGS, max_examples=60), KubeMachine)
 
 
 def _forget_fence(tx: Any, attempt_id: str, token: str, replay: AttemptState | None = None) -> Any:
