@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 
@@ -198,7 +198,7 @@ class _KubeRayApi(Kubernetes):
 class KubeWorld(World):
     """A service whose jobs go to Kubernetes."""
 
-    kube: dict[str, Any] = {}  # noqa: RUF012 - read only
+    kube: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, root: Path, url: str | None = None) -> None:
         self.cluster = KubeRay(root, **self.kube)
@@ -212,6 +212,8 @@ def serving_kube(kube: Kubernetes, tls: ssl.SSLContext | None = None) -> Iterato
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # Head and body in one packet, or each answer waits for an acknowledgement.
+        wbufsize = -1
 
         def _any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -228,7 +230,7 @@ def serving_kube(kube: Kubernetes, tls: ssl.SSLContext | None = None) -> Iterato
             self.end_headers()
             self.wfile.write(answer.content)
 
-        do_GET = do_POST = do_DELETE = _any
+        do_GET = do_POST = do_DELETE = _any  # noqa: N815 (the base class's names)
 
         def handle(self) -> None:
             with suppress(OSError):
