@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -55,16 +56,18 @@ def settings_file() -> dict[str, str]:
 
 def compose_faults(document: Document) -> list[str]:
     """What compose would not accept."""
-    schema = json.loads((SCHEMAS / "compose.json").read_text(encoding="utf-8"))
-    return _faults(Draft7Validator(schema), document)
+    return _faults(Draft7Validator(_schema("compose")), document)
 
 
 def kube_faults(document: object, kind: str) -> list[str]:
     """What the API server would not accept; a field that it does not know is none to it, as with `kubectl apply`."""
     source = "kueue" if kind in ("ClusterQueue", "LocalQueue", "ResourceFlavor") else "ray"
-    schema = json.loads((SCHEMAS / f"{source}.json").read_text(encoding="utf-8"))
-    strict = _strict(schema) | {"$ref": f"#/$defs/{kind}"}
-    return _faults(Draft202012Validator(strict), document)
+    return _faults(Draft202012Validator(_strict(_schema(source)) | {"$ref": f"#/$defs/{kind}"}), document)
+
+
+@functools.cache
+def _schema(name: str) -> Any:
+    return json.loads((SCHEMAS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def _faults(validator: Draft7Validator | Draft202012Validator, document: object) -> list[str]:

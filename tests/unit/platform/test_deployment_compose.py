@@ -156,4 +156,4 @@ def test_yaml_has_no_key_twice() -> None:
             return super().construct_mapping(node, deep)
 
     for path in [DOCKER / "compose.yaml", *sorted((DOCKER / "kubernetes").glob("*.yaml"))]:
-        list(yaml.load_all(path.read_text(encoding="utf-8"), Loader))  # noqa: S506 - a safe loader
+        list(yaml.load_all(path.read_text(encoding="utf-8"), Loader))
