@@ -38,6 +38,8 @@ VALUES = {
 def series(service: Service) -> dict[str, set[str]]:
     """Every series of the service, with its labels."""
     service.queue.set_policy("project", "maps", {"workers": 1})
+    hook = {"url": "https://hooks.example.org/in", "events": ["submitted"]}
+    assert service.http.post("/api/v1/webhooks", json=hook, headers=service.bearer).status_code == 201
     service.queue.board = Board((Node(4, 1),))
     service.running(queue={"project": "maps"})
     _, attempt_id, bearer = service.running()
