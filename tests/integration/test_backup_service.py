@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -23,11 +24,15 @@ ROOT = Path(__file__).resolve().parents[2]
 SPEC = {"kind": "prepare", "name": "shapes", "dataset": "synthetic", "out": "/data/shapes"}
 
 
+def at(home: Path) -> dict[str, str]:
+    return {**os.environ, "SEGFLEET_HOME": str(home)}
+
+
 def told(client: Client, job_ids: list[str]) -> list[Any]:
     """Everything that must be the same afterwards: jobs, histories, tokens."""
     jobs = [client.job(job_id) for job_id in job_ids]
     # What waits for the cluster is told anew by each leader.
-    kept = [{key: job[key] for key in ("id", "state", "spec", "owner", "project", "submitted_at")} for job in jobs]
+    kept = [{key: job[key] for key in ("id", "state", "spec", "owner", "project", "created_at")} for job in jobs]
     events = [[event["kind"] for event in client.events(job_id)] for job_id in job_ids]
     return [kept, events, client.tokens()]
 
@@ -36,7 +41,7 @@ def fill(home: Path, port: int) -> tuple[list[Any], list[str], str]:
     with client_of(home, port) as client:
         jobs = [client.submit({**SPEC, "out": f"/data/{name}"}, key=name)["id"] for name in "abc"]
         client.cancel(jobs[1])
-        secret = client.create_token("ann", project="maps")["token"]
+        secret = client.create_token("ann", projects=["maps"])["token"]
         return told(client, jobs), jobs, secret
 
 
@@ -55,12 +60,8 @@ def test_sqlite_is_saved_under_a_running_service_and_another_starts_on_it(tmp_pa
     with running(tmp_path / "home", port):
         before, jobs, secret = fill(tmp_path / "home", port)
         command = [sys.executable, "-m", "segfleet.backup"]
-        saved = subprocess.run(
-            [*command, "save", tmp_path / "saved"], env={"SEGFLEET_HOME": str(tmp_path / "home")}, check=True
-        )
-    assert saved.returncode == 0
-    environment = {"SEGFLEET_HOME": str(tmp_path / "elsewhere")}
-    subprocess.run([*command, "restore", tmp_path / "saved"], env=environment, check=True)
+        subprocess.run([*command, "save", tmp_path / "saved"], env=at(tmp_path / "home"), check=True)
+    subprocess.run([*command, "restore", tmp_path / "saved"], env=at(tmp_path / "elsewhere"), check=True)
     with running(tmp_path / "elsewhere", port):
         compare(tmp_path / "elsewhere", port, before, jobs, secret)
 

@@ -419,7 +419,7 @@ def test_no_order_of_faults_of_kubernetes_breaks_the_queue(kind: type[QueueMachi
 @pytest.mark.integration
 @pytest.mark.parametrize("kind", KUBES)
 def test_many_more_orders_of_faults_of_kubernetes(kind: type[QueueMachine]) -> None:
-    attack("sqlite", settings(SETTINGS, max_examples=20, stateful_step_count=40), kind)
+    attack("sqlite", settings(SETTINGS, max_examples=12, stateful_step_count=40), kind)
 
 
 def _forget_fence(tx: Any, attempt_id: str, token: str, replay: AttemptState | None = None) -> Any:
