@@ -1,8 +1,9 @@
-"""Checkpoints: written beside, flushed, hashed, renamed; read only after their hashes hold.
+"""The files of a checkpoint: written, flushed and read back; read again only after their hashes hold.
 
-A checkpoint is a folder `step-00001000` with model.safetensors, state.safetensors (optimiser and random states) and
-meta.json, which holds the other files' SHA-256. The digest of meta.json therefore stands for the whole. The pointer to
-the latest one is a row of the queue's database, moved only by the attempt that holds the job.
+A checkpoint is a folder `step-00001000` with model.safetensors, state.safetensors (optimiser and random states),
+meta.json, which holds the other files' SHA-256, and meta.sha256, which `sha256sum -c` understands. The digest of
+meta.json therefore stands for the whole. The pointer to the latest one is a row of the queue's database, moved only by
+the attempt that holds the job. Where the folders lie: `segfleet_jobs.checkpoint_store`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,14 +19,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 
 from segfleet.errors import CheckpointError
 
-FORMAT = 1
-_MODEL, _STATE, _META = "model.safetensors", "state.safetensors", "meta.json"
-KEEP_LATEST = 2
+FORMAT = 2
+META = "meta.json"
+_MODEL, _STATE, _SEAL = "model.safetensors", "state.safetensors", "meta.sha256"
+# Whoever writes them one by one writes meta.json last: without it there is no checkpoint.
+FILES = (_MODEL, _STATE, _SEAL, META)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class CheckpointRecord:
     """The pointer's value.
 
     Attributes:
-        path: Absolute folder.
+        path: Where it lies: an absolute folder, or an address in an object store.
         step: Optimiser steps done.
         sha256: Digest of meta.json.
         bytes: Size of all files.
@@ -62,10 +64,13 @@ class Checkpoint:
     """A verified checkpoint in memory.
 
     Attributes:
+        path: The folder it was read from; of one from elsewhere a copy, which may be gone.
+        address: Where it lies.
         sha256: Digest of meta.json, which stands for the whole.
     """
 
     path: Path
+    address: str
     step: int
     sha256: str
     model: dict[str, Tensor]
@@ -103,140 +108,98 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state:
         optimizer.state[parameter][slot] = target.detach().copy_(value)
 
 
-def save_checkpoint(
+def write_checkpoint(
     folder: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Tensor], meta: Mapping[str, Any]
-) -> CheckpointRecord:
-    """Write a checkpoint so that a folder of its final name is always whole.
+) -> tuple[str, int]:
+    """Write a checkpoint's files into a folder, flush them and read them back.
 
     Args:
-        folder: The attempt's checkpoint folder.
+        folder: Empty, on this machine; nobody takes it for a checkpoint yet.
         step: Optimiser steps done.
         model: The model's tensors.
         state: Everything else that is a tensor.
         meta: Everything else that is plain data.
 
+    Returns:
+        The digest of meta.json, which stands for the whole, and the size of all files in bytes.
+
     Raises:
-        OSError: no space or no right to write; nothing of this checkpoint stays, older ones are untouched.
+        OSError: no space, no right to write, or the disk does not give back what it was given.
     """
-    final = folder / f"step-{step:08d}"
-    staging = folder / f".writing-{step:08d}-{os.getpid()}"
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        staging.mkdir(parents=True)
-        for name, tensors in ((_MODEL, model), (_STATE, state)):
-            _save_tensors({key: value.contiguous() for key, value in tensors.items()}, staging / name)
-        hashes = {name: _sha256(staging / name) for name in (_MODEL, _STATE)}
-        document = {**meta, "format": FORMAT, "step": step, "files": hashes}
-        text = json.dumps(document, indent=1, sort_keys=True)
-        (staging / _META).write_text(text, encoding="utf-8")
-        size = sum(_flush(staging / name) for name in (_MODEL, _STATE, _META))
-        _flush(staging)
-        if final.exists():
-            # A resumed attempt redoes steps; the bytes are the same, but a damaged older copy must not survive.
-            shutil.rmtree(final)
-        staging.rename(final)
-        _flush(folder)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    best = meta.get("best") or {}
+    hashes = {}
+    for name, tensors in ((_MODEL, model), (_STATE, state)):
+        whole = {key: value.contiguous() for key, value in tensors.items()}
+        _save_tensors(whole, folder / name)
+        hashes[name] = _sha256_of_medium(folder / name)
+        _compare(whole, folder / name)
+    sizes = {name: (folder / name).stat().st_size for name in hashes}
+    document = {**meta, "format": FORMAT, "step": step, "files": hashes, "sizes": sizes}
+    text = json.dumps(document, indent=1, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return CheckpointRecord(str(final), step, digest, size, best.get("step"))
+    (folder / META).write_text(text, encoding="utf-8")
+    (folder / _SEAL).write_text(f"{digest}  {META}\n", encoding="utf-8")
+    size = sum(flush(folder / name) for name in FILES)
+    flush(folder)
+    return digest, size
 
 
-def load_checkpoint(path: Path, sha256: str | None = None) -> Checkpoint:
-    """Read a checkpoint after checking every hash.
+def check_checkpoint(folder: Path, sha256: str | None = None, address: str | None = None) -> tuple[str, dict[str, Any]]:
+    """Check every hash of a checkpoint.
 
     Args:
-        path: A folder written by `save_checkpoint`.
-        sha256: Expected digest of meta.json; None if only the inner hashes are to be checked.
+        folder: Its files, on this machine.
+        sha256: Expected digest of meta.json; None if only the checkpoint's own hashes are to be checked.
+        address: Where it lies, for people; None: in the folder.
+
+    Returns:
+        The digest of meta.json, and what it holds.
 
     Raises:
         CheckpointError: missing or damaged; names the file.
     """
+    who = f"checkpoint {address or str(folder)!r}"
     try:
-        content = (path / _META).read_bytes()
+        content = (folder / META).read_bytes()
         found = hashlib.sha256(content).hexdigest()
         if sha256 is not None and found != sha256:
-            raise CheckpointError(f"checkpoint {str(path)!r}: {_META} differs from what the job recorded")
+            raise CheckpointError(f"{who}: {META} differs from what the job recorded")
+        _check_seal(folder, found, who)
         meta = json.loads(content)
         for name, expected in meta["files"].items():
-            if _sha256(path / name) != expected:
-                raise CheckpointError(f"checkpoint {str(path)!r}: {name} is damaged (its SHA-256 differs)")
-        return Checkpoint(path, int(meta["step"]), found, load_file(path / _MODEL), load_file(path / _STATE), meta)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {error}") from error
+            if _sha256(folder / name) != expected:
+                raise CheckpointError(f"{who}: {name} is damaged (its SHA-256 differs)")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{who} cannot be read: {error}") from error
+    return found, meta
 
 
-def load_latest(job_folder: Path, pointer: CheckpointRecord | None) -> tuple[Checkpoint | None, list[str]]:
-    """The pointer's checkpoint, or the newest older one whose hashes hold.
-
-    Args:
-        job_folder: Holds the attempts' folders.
-        pointer: The job's recorded checkpoint; None for a job that has none.
-
-    Returns:
-        The checkpoint (None only without a pointer) and what was found damaged on the way.
+def check_sizes(meta: bytes, sizes: Mapping[str, int], address: str) -> None:
+    """Check that files have the sizes that a meta.json names, without reading them.
 
     Raises:
-        CheckpointError: there was a checkpoint, but none is whole; training never starts over in silence.
+        CheckpointError: one has not, or meta.json makes no sense.
     """
-    if pointer is None:
-        return None, []
-    damaged = []
     try:
-        return load_checkpoint(Path(pointer.path), pointer.sha256), []
-    except CheckpointError as error:
-        damaged.append(str(error))
-    older = [
-        path for path in job_folder.glob("*/step-*") if _step_of(path) <= pointer.step and path != Path(pointer.path)
-    ]
-    for path in sorted(older, key=_step_of, reverse=True):
-        try:
-            return load_checkpoint(path), damaged
-        except CheckpointError as error:
-            damaged.append(str(error))
-    raise CheckpointError(
-        "no whole checkpoint is left: " + "; ".join(damaged) + "; 'segfleet retry --from-start' begins again"
-    )
+        expected = json.loads(meta)["sizes"]
+        wrong = [name for name, size in expected.items() if sizes.get(name) != size]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"checkpoint {address!r} cannot be read: {error}") from error
+    if wrong:
+        raise CheckpointError(f"checkpoint {address!r}: {wrong[0]} is damaged (its size differs)")
 
 
-def prune(job_folder: Path, record: CheckpointRecord, latest: int = KEEP_LATEST) -> None:
-    """Delete checkpoints that are neither among the latest few nor the best, and left-overs of broken writes.
+def load_checkpoint(folder: Path, sha256: str | None = None, address: str | None = None) -> Checkpoint:
+    """Read a checkpoint after checking every hash; arguments as of `check_checkpoint`.
 
-    Touches the folders of this attempt and of earlier ones only: an attempt that was overtaken while it slept may not
-    delete what its successor has written.
+    Raises:
+        CheckpointError: missing or damaged; names the file.
     """
-    own = Path(record.path).parent
-    attempts = [
-        path for path in job_folder.iterdir() if path.is_dir() and _attempt_number(path) <= _attempt_number(own)
-    ]
-    folders = [path for attempt in attempts for path in attempt.glob("step-*")]
-    steps = sorted({_step_of(path) for path in folders if _step_of(path) <= record.step}, reverse=True)
-    kept = {*steps[:latest], record.best_step}
-    for path in folders:
-        if _step_of(path) not in kept and path != Path(record.path):
-            shutil.rmtree(path, ignore_errors=True)
-    for path in (path for attempt in attempts for path in attempt.glob(".writing-*")):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def discard_earlier(job_folder: Path, attempt_folder: Path) -> None:
-    """Delete the checkpoints of earlier attempts: the job begins again, nothing may fall back to what it has left."""
-    for path in job_folder.glob("*/step-*"):
-        if _attempt_number(path.parent) < _attempt_number(attempt_folder):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def find_step(job_folder: Path, step: int) -> Path | None:
-    """Folder of a kept checkpoint by its step; the latest attempt's, if several wrote it."""
-    return max(job_folder.glob(f"*/step-{step:08d}"), key=lambda path: _attempt_number(path.parent), default=None)
-
-
-def _attempt_number(folder: Path) -> int:
-    """N of an attempt's folder, `JOB-aN`."""
-    number = folder.name.rpartition("a")[2]
-    return int(number) if number.isdecimal() else 0
+    found, meta = check_checkpoint(folder, sha256, address)
+    try:
+        tensors = _load_tensors(folder / _MODEL), _load_tensors(folder / _STATE)
+        return Checkpoint(folder, address or str(folder), int(meta["step"]), found, *tensors, meta)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"checkpoint {address or str(folder)!r} cannot be read: {error}") from error
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -247,8 +210,49 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(errno.EIO, str(error)) from error
 
 
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file whose bytes are known to be right: what fails here is no damage."""
+    try:
+        return load_file(path)
+    except ValueError:
+        # The library could not map the file into memory, as may be when that is short.
+        return load(path.read_bytes())
+
+
+def _compare(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Make sure that a file holds these very bits."""
+    try:
+        stored = _load_tensors(path)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, f"{path.name} does not hold what was written: {error}") from error
+    wrong = [name for name, tensor in tensors.items() if not torch.equal(_bits(tensor), _bits(stored[name]))]
+    if wrong:
+        raise OSError(errno.EIO, f"{path.name} does not hold what was written: {wrong[0]}")
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def _check_seal(folder: Path, found: str, who: str) -> None:
+    """The digest beside meta.json; checkpoints of format 1 have none."""
+    try:
+        seal = (folder / _SEAL).read_bytes()
+    except FileNotFoundError:
+        if json.loads((folder / META).read_bytes()).get("format") == 1:
+            return
+        raise
+    if seal != f"{found}  {META}\n".encode():
+        raise CheckpointError(f"{who}: {META} is damaged (it and {_SEAL} do not agree)")
+
+
+def _sha256_of_medium(path: Path) -> str:
+    """As the disk has it, not as the system's memory remembers it, where the system can be asked to forget."""
+    flush(path)
+    with path.open("rb") as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sha256(path: Path) -> str:
@@ -256,7 +260,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> int:
+def flush(path: Path) -> int:
     """Force a file or folder to disk; its size in bytes."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

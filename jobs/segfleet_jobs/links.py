@@ -13,6 +13,7 @@ from segfleet.spec.kinds import TrainSpec
 from segfleet.spec.resolve import resolve_spec
 from segfleet_jobs.attempt import Heart, Yielded
 from segfleet_jobs.checkpoint import CheckpointRecord
+from segfleet_jobs.checkpoint_bucket import open_checkpoints
 from segfleet_jobs.evaluation import Picture
 from segfleet_jobs.group import Member, Voice
 from segfleet_jobs.loop import Link, TrainingLoop
@@ -143,11 +144,12 @@ def train_rank(
     if not isinstance(spec, TrainSpec):
         raise LaunchError("the workers were given another kind of job")
     folders = Path(config["job_folder"]), Path(config["attempt_folder"])
-    checked = config["skips"], config["content_ids"]
+    store = open_checkpoints(config["checkpoints"], folders[1].name)
+    known = config["skips"], config["content_ids"], store
     if member.voice is None:
-        return TrainingLoop(spec, member.ranks, SilentLink(), *folders, report, *checked).run()
+        return TrainingLoop(spec, member.ranks, SilentLink(), *folders, report, *known).run()
     tracker = Tracker(folders[0] / SPOOL, config["run"])
     try:
-        return TrainingLoop(spec, member.ranks, speak(member.voice, tracker), *folders, report, *checked).run()
+        return TrainingLoop(spec, member.ranks, speak(member.voice, tracker), *folders, report, *known).run()
     finally:
         tracker.close()

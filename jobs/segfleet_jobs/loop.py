@@ -18,13 +18,8 @@ from segfleet.errors import CheckpointError
 from segfleet.spec.kinds import TrainSpec
 from segfleet.spec.resolve import to_document
 from segfleet_jobs.attempt import Yielded
-from segfleet_jobs.checkpoint import (
-    Checkpoint,
-    CheckpointRecord,
-    discard_earlier,
-    load_checkpoint,
-    load_latest,
-)
+from segfleet_jobs.checkpoint import Checkpoint, CheckpointRecord
+from segfleet_jobs.checkpoint_store import CheckpointStore, FolderStore, discard_earlier, load_latest, load_place
 from segfleet_jobs.checkpoint_writer import CheckpointWriter
 from segfleet_jobs.continuity import check_same_data, check_same_spec, same_skips
 from segfleet_jobs.evaluation import Picture, evaluate, scores_document
@@ -53,7 +48,7 @@ class Link(Protocol):
         """Move the pointer; called by another thread than the rest."""
 
     def damaged(self, message: str) -> None:
-        """A checkpoint was passed over."""
+        """A checkpoint was passed over, or cannot be written yet; called by any thread."""
 
     def progress(self, document: dict[str, Any]) -> None:
         """What the job is at."""
@@ -75,7 +70,8 @@ class TrainingLoop:
     """One rank's training from wherever the job stands to its last step.
 
     `skips` are the samples to leave out of each dataset, as decided before the first step; those of a checkpoint win.
-    `content_ids` are what each dataset held then, so that all ranks train on what was checked.
+    `content_ids` are what each dataset held then, so that all ranks train on what was checked. `store` is where the
+    checkpoints lie, if it is not in the job's folder.
     """
 
     def __init__(
@@ -88,10 +84,11 @@ class TrainingLoop:
         report: Callable[[dict[str, Any]], None],
         skips: Skips = (),
         content_ids: Sequence[str] = (),
+        store: CheckpointStore | None = None,
     ) -> None:
-        self._spec, self._ranks, self._link = spec, ranks, link
-        self._job_folder, self._attempt_folder, self._report = job_folder, attempt_folder, report
-        self._writer = CheckpointWriter(job_folder, attempt_folder, link.set_checkpoint)
+        self._spec, self._ranks, self._link, self._report = spec, ranks, link, report
+        self._store = store or FolderStore(job_folder, attempt_folder)
+        self._writer = CheckpointWriter(self._store, link.set_checkpoint, link.damaged)
         self._manifests = tuple(Manifest.load(source.shards) for source in spec.data.sources)
         self._manifest = self._manifests[0]
         check_class_weights(spec, self._manifest)
@@ -148,7 +145,7 @@ class TrainingLoop:
             check_same_data(checkpoint.meta["content_ids"], self._manifests, self._spec.data.sources)
             self._skips = same_skips(checkpoint.meta["left_out"], self._skips, self._spec.data.sources)
         elif self._ranks.is_main:
-            discard_earlier(self._job_folder, self._attempt_folder)
+            discard_earlier(self._store)
         return checkpoint
 
     def _load(self) -> Checkpoint | None:
@@ -157,11 +154,11 @@ class TrainingLoop:
         if self._ranks.is_main:
             pointer = self._link.latest_checkpoint()
             record = CheckpointRecord.from_dict(pointer) if pointer else None
-            found, damaged = load_latest(self._job_folder, record)
+            found, damaged = load_latest(self._store, record)
             for message in damaged:
                 self._link.damaged(f"passed over: {message}")
-        place = self._ranks.share(None if found is None else (found.path, found.sha256))
-        return found or (load_checkpoint(*place) if place else None)
+        place = self._ranks.share(None if found is None else (found.address, found.sha256))
+        return found or (load_place(self._store, *place) if place else None)
 
     def _build(self, checkpoint: Checkpoint | None) -> None:
         spec, manifest = self._spec, self._manifest

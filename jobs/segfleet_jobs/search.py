@@ -19,6 +19,7 @@ from segfleet.spec.search import final_spec, num_trials, trial_spec
 from segfleet_jobs import search_rules as rules
 from segfleet_jobs.attempt import AttemptClient, Grant, Heart, Yielded
 from segfleet_jobs.checked_data import check_data
+from segfleet_jobs.checkpoint_home import checkpoint_home
 from segfleet_jobs.child_runs import forget_children, open_children
 from segfleet_jobs.failure import SearchFailedError, classify
 from segfleet_jobs.patience import WAITING, Patience
@@ -138,7 +139,6 @@ def _result(
     if chosen["kind"] == "final":
         trained = final_spec(spec, best["params"])
     assert trained is not None
-    folder = trial_folder(search.grant, chosen["number"])
     best_step = chosen["checkpoint"]["best_step"]
     model = None
     trials = client.trials()
@@ -146,7 +146,10 @@ def _result(
     if spec.register_ is not None:
         # The model's code is needed here for the first time, and it takes seconds to import: trials begin without.
         from segfleet_jobs.best_model import register_best
+        from segfleet_jobs.checkpoint_bucket import open_checkpoints
 
+        home = checkpoint_home(search.grant, "trials", str(chosen["number"]))
+        store = open_checkpoints(home, search.grant.credentials.attempt_id)
         tags = {
             "segfleet.job": search.grant.job_id,
             "segfleet.trial": str(chosen["number"]),
@@ -154,7 +157,7 @@ def _result(
             **{f"segfleet.param.{path}": str(value) for path, value in best["params"].items()},
         }
         manifest = Manifest.load(trained.data.shards)
-        model = register_best(client, trained, manifest, chosen["mlflow_run"], folder, best_step, tags)
+        model = register_best(client, trained, manifest, chosen["mlflow_run"], store, best_step, tags)
     return {
         "best_trial": best["number"],
         "best_value": best["best_value"],

@@ -18,6 +18,8 @@ from segfleet.spec.resolve import to_document
 from segfleet_jobs.attempt import AttemptClient, Grant, Heart, Yielded
 from segfleet_jobs.best_model import register_best
 from segfleet_jobs.checked_data import CheckedData, check_data
+from segfleet_jobs.checkpoint_bucket import open_checkpoints
+from segfleet_jobs.checkpoint_home import checkpoint_home
 from segfleet_jobs.failure import classify
 from segfleet_jobs.group import Member, attempt_folder, report, run_group
 from segfleet_jobs.links import ServiceLink, train_rank
@@ -75,7 +77,8 @@ def _finish(
     model = None
     if spec.register_ is not None:
         tags = {"segfleet.job": grant.job_id}
-        model = register_best(client, spec, manifest, run_id, folder, result["best_step"], tags, patience)
+        store = open_checkpoints(checkpoint_home(grant), grant.credentials.attempt_id)
+        model = register_best(client, spec, manifest, run_id, store, result["best_step"], tags, patience)
     finished = {**result, "mlflow_run": run_id, "model": model}
     end_run(run_id, finished, patience)
     return finished
@@ -88,6 +91,7 @@ def _fit(grant: Grant, spec: TrainSpec, data: CheckedData, run: RunPlan) -> dict
         "content_ids": data.content_ids,
         "run": run,
         "job_folder": grant.storage,
+        "checkpoints": checkpoint_home(grant),
         "attempt_folder": str(attempt_folder(grant)),
     }
     return run_group(grant, spec.resources, _train, config)

@@ -18,7 +18,9 @@ from segfleet.spec.resolve import to_document
 from segfleet.spec.search import trial_spec
 from segfleet_jobs.attempt import AttemptClient, Grant, TrialClient, Yielded
 from segfleet_jobs.checked_data import CheckedData, check_data
-from segfleet_jobs.checkpoint import CheckpointRecord, prune
+from segfleet_jobs.checkpoint import CheckpointRecord
+from segfleet_jobs.checkpoint_bucket import open_checkpoints
+from segfleet_jobs.checkpoint_store import prune
 from segfleet_jobs.failure import classify
 from segfleet_jobs.group import Member, OneOfMany, run_group
 from segfleet_jobs.patience import Patience
@@ -132,7 +134,8 @@ def run_trial(task: Task, callbacks: Sequence[Any] = ()) -> Outcome:
     finally:
         client.close()
     if outcome.state != "yielded" and record is not None:
-        prune(task.folder, CheckpointRecord.from_dict(record), latest=1)
+        store = open_checkpoints(task.checkpoints, task.grant.credentials.attempt_id)
+        prune(store, CheckpointRecord.from_dict(record), latest=1)
     spent = task.worker_seconds + task.spec.resources.min_workers * (time.monotonic() - begin)
     return replace(outcome, worker_seconds=round(spent, 3))
 
@@ -192,6 +195,7 @@ def _run_groups(
         "content_ids": checked.content_ids,
         "run": run,
         "job_folder": str(task.folder),
+        "checkpoints": task.checkpoints,
         "attempt_folder": str(task.folder / task.grant.credentials.attempt_id),
     }
     task.folder.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from segfleet.spec.kinds import TrainSpec
 from segfleet_jobs.attempt import Grant
 from segfleet_jobs.checked_data import CheckedData
+from segfleet_jobs.checkpoint_home import checkpoint_home
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,11 @@ class Task:
     def folder(self) -> Path:
         """The trial's own, on storage that all workers share."""
         return trial_folder(self.grant, self.number)
+
+    @property
+    def checkpoints(self) -> str:
+        """Where the trial's checkpoints lie: in its folder, or below an address in an object store."""
+        return checkpoint_home(self.grant, "trials", str(self.number))
 
 
 def trial_folder(grant: Grant, number: int) -> Path:

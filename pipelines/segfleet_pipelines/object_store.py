@@ -97,6 +97,19 @@ class ObjectFiles:
             found = self._opened().get_file_info(pafs.FileSelector(self._prefix, allow_not_found=True))
         return sorted(str(info.base_name) for info in found if info.type == pafs.FileType.File)
 
+    def names_below(self) -> list[str]:
+        """Names of the files at any depth, relative to the prefix, sorted; empty if there are none."""
+        with self._translating(""):
+            selector = pafs.FileSelector(self._prefix, allow_not_found=True, recursive=True)
+            found = self._opened().get_file_info(selector)
+        start = len(self._prefix) + 1
+        return sorted(str(info.path)[start:] for info in found if info.type == pafs.FileType.File)
+
+    def delete(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        with self._translating(name), suppress(FileNotFoundError):
+            self._opened().delete_file(self._path(name))
+
     def _path(self, name: str) -> str:
         return f"{self._prefix}/{name}"
 

@@ -10,6 +10,7 @@ from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from segfleet.errors import SettingsError
+from segfleet.spec.location import split_location
 
 DEFAULT_CACHE_LIMIT = "50GiB"
 
@@ -55,19 +56,21 @@ class DataSettings:
         cache_limit_bytes: Largest size of all of it.
         data_hosts: host or host:port of private web servers that may be read from, in lower case.
         s3: The object store.
+        checkpoints: s3:// or gs:// address below which jobs keep their checkpoints; None: in the jobs' folders.
     """
 
     cache_folder: Path
     cache_limit_bytes: int
     data_hosts: frozenset[str] = frozenset()
     s3: S3Settings = S3Settings()
+    checkpoints: str | None = None
 
     @classmethod
     def of(cls, env: Mapping[str, str], home: Path) -> Self:
         """Read an environment (see `segfleet.settings.data_settings`).
 
         Raises:
-            SettingsError: the limit or the endpoint is malformed.
+            SettingsError: the limit, the endpoint or the checkpoints' address is malformed.
         """
         hosts = (host.strip().lower() for host in env.get("SEGFLEET_DATA_HOSTS", "").split(","))
         return cls(
@@ -75,6 +78,7 @@ class DataSettings:
             cache_limit_bytes=size_bytes("SEGFLEET_CACHE_LIMIT", env.get("SEGFLEET_CACHE_LIMIT", DEFAULT_CACHE_LIMIT)),
             data_hosts=frozenset(filter(None, hosts)),
             s3=_s3(env),
+            checkpoints=_checkpoints(env),
         )
 
 
@@ -89,6 +93,21 @@ def size_bytes(name: str, text: str) -> int:
     if size <= 0:
         raise SettingsError(f"{name}={text!r} is not a size; write for instance 50GiB or 500MB")
     return size
+
+
+def _checkpoints(env: Mapping[str, str]) -> str | None:
+    text = env.get("SEGFLEET_CHECKPOINTS", "").strip()
+    if not text:
+        return None
+    try:
+        location = split_location(text)
+    except ValueError as error:
+        raise SettingsError(f"SEGFLEET_CHECKPOINTS is {error}") from None
+    if location.scheme not in ("s3", "gs"):
+        raise SettingsError(
+            f"SEGFLEET_CHECKPOINTS={text!r} is in no object store; write for instance s3://BUCKET/FOLDER"
+        )
+    return str(location)
 
 
 def _s3(env: Mapping[str, str]) -> S3Settings:

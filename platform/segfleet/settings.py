@@ -237,7 +237,7 @@ def data_settings(environment: Mapping[str, str] | None = None) -> DataSettings:
 
     Variables: SEGFLEET_CACHE_DIR (default: `cache` in the home folder), SEGFLEET_CACHE_LIMIT (50GiB),
     SEGFLEET_DATA_HOSTS, AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, AWS_REGION or AWS_DEFAULT_REGION, AWS_ACCESS_KEY_ID,
-    AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN.
+    AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, SEGFLEET_CHECKPOINTS.
 
     Raises:
         SettingsError: a size or an address is malformed.

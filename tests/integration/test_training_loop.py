@@ -17,6 +17,7 @@ from segfleet.errors import CheckpointError, DataError
 from segfleet_jobs import checkpoint as checkpoint_module
 from segfleet_jobs.attempt import Yielded
 from segfleet_jobs.checkpoint import CheckpointRecord, load_checkpoint
+from segfleet_jobs.checkpoint_writer import CheckpointWriter
 from segfleet_jobs.failure import NonFiniteLossError
 from segfleet_jobs.loop import TrainingLoop
 from segfleet_jobs.ranks import Ranks
@@ -186,10 +187,13 @@ def test_a_disk_that_fills_up_keeps_the_old_checkpoint_and_says_what_to_do(
         real(tensors, path)
 
     monkeypatch.setattr(checkpoint_module, "save_file", full)
+    monkeypatch.setattr(CheckpointWriter.__init__, "__defaults__", ((0.0,),))
     with pytest.raises(CheckpointError, match=r"step 4 .*No space left.*segfleet retry"):
         run_alone(spec, tmp_path, link)
     assert link.pointer is not None
     assert load_checkpoint(Path(link.pointer.path), link.pointer.sha256).step == 3
+    assert len(link.damages) == 1
+    assert "tried again" in link.damages[0]
     monkeypatch.undo()
     again = RecordingLink(pointer=link.pointer)
     assert run_alone(spec, tmp_path, again, attempt="a2")["step"] == 6

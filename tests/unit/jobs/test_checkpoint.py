@@ -12,24 +12,19 @@ from torch import nn
 
 from segfleet.errors import CheckpointError
 from segfleet_jobs import checkpoint as module
-from segfleet_jobs.checkpoint import (
-    CheckpointRecord,
-    discard_earlier,
-    find_step,
-    load_checkpoint,
-    load_latest,
-    optimizer_tensors,
-    prune,
-    restore_optimizer,
-    save_checkpoint,
-)
+from segfleet_jobs.checkpoint import CheckpointRecord, load_checkpoint, optimizer_tensors, restore_optimizer
+from segfleet_jobs.checkpoint_store import FolderStore, discard_earlier, find_step, load_latest, prune
+
+
+def store_of(job_folder: Path, attempt: str = "a9") -> FolderStore:
+    return FolderStore(job_folder, job_folder / attempt)
 
 
 def save(folder: Path, step: int, *, best_step: int | None = None) -> CheckpointRecord:
     model = {"w": torch.full((4, 4), float(step))}
     state = {"random/cpu/0": torch.arange(5, dtype=torch.uint8)}
     best = None if best_step is None else {"step": best_step}
-    return save_checkpoint(folder, step, model, state, {"best": best})
+    return FolderStore(folder.parent, folder).save(step, model, state, {"best": best})
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
@@ -42,7 +37,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert record.bytes == sum(path.stat().st_size for path in Path(record.path).iterdir())
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "meta.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "meta.json", "meta.sha256"])
 def test_a_flipped_byte_anywhere_is_found(tmp_path: Path, name: str) -> None:
     record = save(tmp_path / "a1", 1)
     path = Path(record.path) / name
@@ -57,7 +52,7 @@ def test_a_damaged_latest_falls_back_to_the_older_one_and_says_so(tmp_path: Path
     save(tmp_path / "a1", 10)
     record = save(tmp_path / "a2", 20)
     (Path(record.path) / "model.safetensors").write_bytes(b"cut")
-    found, damaged = load_latest(tmp_path, record)
+    found, damaged = load_latest(store_of(tmp_path), record)
     assert found is not None
     assert found.step == 10
     assert len(damaged) == 1
@@ -68,12 +63,12 @@ def test_training_never_starts_over_when_every_checkpoint_is_damaged(tmp_path: P
     record = save(tmp_path / "a1", 10)
     (Path(record.path) / "meta.json").unlink()
     with pytest.raises(CheckpointError, match="from-start"):
-        load_latest(tmp_path, record)
+        load_latest(store_of(tmp_path), record)
 
 
 def test_a_job_without_a_pointer_starts_fresh_even_beside_stray_folders(tmp_path: Path) -> None:
     save(tmp_path / "a1", 10)
-    assert load_latest(tmp_path, None) == (None, [])
+    assert load_latest(store_of(tmp_path), None) == (None, [])
 
 
 def test_a_checkpoint_newer_than_the_pointer_is_not_used(tmp_path: Path) -> None:
@@ -81,7 +76,7 @@ def test_a_checkpoint_newer_than_the_pointer_is_not_used(tmp_path: Path) -> None
     save(tmp_path / "a1", 20)  # durable, but the attempt lost the job before it could move the pointer
     (Path(pointer.path) / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(CheckpointError):
-        load_latest(tmp_path, pointer)
+        load_latest(store_of(tmp_path), pointer)
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,11 +96,11 @@ def test_prune_keeps_the_latest_two_and_the_best_over_all_attempts(tmp_path: Pat
     for attempt, step in (("a1", 10), ("a1", 20), ("a1", 30), ("a2", 40), ("a2", 50)):
         record = save(tmp_path / attempt, step, best_step=20)
     (tmp_path / "a1" / ".writing-00000060-1").mkdir()
-    prune(tmp_path, record)
+    prune(store_of(tmp_path, "a2"), record)
     kept = sorted(path.name for path in tmp_path.glob("*/*"))
     assert kept == ["step-00000020", "step-00000040", "step-00000050"]
-    assert find_step(tmp_path, 20) == tmp_path / "a1" / "step-00000020"
-    assert find_step(tmp_path, 30) is None
+    assert find_step(store_of(tmp_path), 20) == str(tmp_path / "a1" / "step-00000020")
+    assert find_step(store_of(tmp_path), 30) is None
 
 
 def test_a_file_that_cannot_grow_is_an_error_of_the_system(tmp_path: Path) -> None:
@@ -114,7 +109,7 @@ def test_a_file_that_cannot_grow_is_an_error_of_the_system(tmp_path: Path) -> No
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
         with pytest.raises(OSError, match=r"os error 27|File too large"):
-            save_checkpoint(tmp_path / "a1", 20, {"w": torch.zeros(100_000)}, {}, {"best": None})
+            store_of(tmp_path, "a1").save(20, {"w": torch.zeros(100_000)}, {}, {"best": None})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in (tmp_path / "a1").iterdir()] == ["step-00000010"]
@@ -125,7 +120,7 @@ def test_prune_keeps_what_the_pointer_names_below_the_steps_of_a_discarded_attem
     for step in (3000, 4000, 5000):
         save(tmp_path / "a1", step)
     record = save(tmp_path / "a2", 1000)
-    prune(tmp_path, record)
+    prune(store_of(tmp_path, "a2"), record)
     assert load_checkpoint(Path(record.path), record.sha256).step == 1000
 
 
@@ -134,7 +129,7 @@ def test_prune_leaves_later_attempts_alone(tmp_path: Path) -> None:
     save(tmp_path / "job-x-a2", 60)
     (tmp_path / "job-x-a2" / ".writing-00000070-1").mkdir()
     overtaken = save(tmp_path / "job-x-a1", 100)
-    prune(tmp_path, overtaken)
+    prune(store_of(tmp_path, "job-x-a1"), overtaken)
     kept = sorted(path.name for path in (tmp_path / "job-x-a2").iterdir())
     assert kept == [".writing-00000070-1", "step-00000050", "step-00000060"]
 
@@ -142,7 +137,7 @@ def test_prune_leaves_later_attempts_alone(tmp_path: Path) -> None:
 def test_a_job_that_begins_again_discards_what_earlier_attempts_left(tmp_path: Path) -> None:
     save(tmp_path / "job-x-a1", 10)
     save(tmp_path / "job-x-a3", 20)
-    discard_earlier(tmp_path, tmp_path / "job-x-a2")
+    discard_earlier(store_of(tmp_path, "job-x-a2"))
     assert [path.name for path in tmp_path.glob("*/step-*")] == ["step-00000020"]
 
 

@@ -16,7 +16,8 @@ from segfleet.spec.search import final_spec, trial_spec
 from segfleet_jobs import trial as trial_module
 from segfleet_jobs.attempt import Yielded
 from segfleet_jobs.checked_data import CheckedData
-from segfleet_jobs.checkpoint import CheckpointRecord, prune
+from segfleet_jobs.checkpoint import CheckpointRecord
+from segfleet_jobs.checkpoint_store import FolderStore, prune
 from segfleet_jobs.failure import NonFiniteLossError
 from segfleet_jobs.search import parallel_trials
 from segfleet_jobs.search_measure import model_key
@@ -244,7 +245,7 @@ def test_of_an_ended_trial_the_latest_and_the_best_checkpoint_are_kept(tmp_path:
     for attempt, step in (("job-x-a1", 2), ("job-x-a1", 4), ("job-x-a2", 6), ("job-x-a2", 8)):
         (tmp_path / attempt / f"step-{step:08d}").mkdir(parents=True)
     last = CheckpointRecord(str(tmp_path / "job-x-a2" / "step-00000008"), 8, "0" * 64, 1, 4)
-    prune(tmp_path, last, latest=1)
+    prune(FolderStore(tmp_path, tmp_path / "job-x-a2"), last, latest=1)
     assert sorted(int(path.name[5:]) for path in tmp_path.glob("*/step-*")) == [4, 8]
 
 
