@@ -213,10 +213,10 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 def _load_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file whose bytes are known to be right: what fails here is no damage."""
     try:
-        return load_file(path)
+        return dict(load_file(path))
     except ValueError:
         # The library could not map the file into memory, as may be when that is short.
-        return load(path.read_bytes())
+        return dict(load(path.read_bytes()))
 
 
 def _compare(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -100,11 +100,11 @@ class BucketStore:
         """See `CheckpointStore`."""
         attempt, folder = place.address.rsplit("/", 2)[1:]
         # Without meta.json it is none, however far the rest comes.
-        for name in reversed(FILES):
-            try:
+        try:
+            for name in reversed(FILES):
                 self._tree.delete(f"{attempt}/{folder}/{name}")
-            except DataError as error:
-                return print(f"segfleet: {place.address} is not deleted: {error}", flush=True)
+        except DataError as error:
+            print(f"segfleet: {place.address} is not deleted: {error}", flush=True)
 
     def sweep(self, attempts: Callable[[int], bool]) -> None:
         """See `CheckpointStore`."""

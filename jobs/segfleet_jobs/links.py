@@ -145,11 +145,13 @@ def train_rank(
         raise LaunchError("the workers were given another kind of job")
     folders = Path(config["job_folder"]), Path(config["attempt_folder"])
     store = open_checkpoints(config["checkpoints"], folders[1].name)
-    known = config["skips"], config["content_ids"], store
+    checked = config["skips"], config["content_ids"]
     if member.voice is None:
-        return TrainingLoop(spec, member.ranks, SilentLink(), *folders, report, *known).run()
+        return TrainingLoop(spec, member.ranks, SilentLink(), *folders, report, *checked, store=store).run()
     tracker = Tracker(folders[0] / SPOOL, config["run"])
     try:
-        return TrainingLoop(spec, member.ranks, speak(member.voice, tracker), *folders, report, *known).run()
+        return TrainingLoop(
+            spec, member.ranks, speak(member.voice, tracker), *folders, report, *checked, store=store
+        ).run()
     finally:
         tracker.close()

@@ -97,9 +97,10 @@ def test_a_disk_that_is_full_for_a_while_is_told_of_once_and_tried_again(tmp_pat
 def test_a_disk_that_stays_full_ends_the_training_by_name(tmp_path: Path, error: Exception) -> None:
     store, heard = Gate(tmp_path, refuse=3, error=error), Heard()
     store.open.set()
-    with pytest.raises(CheckpointError, match=r"step 1 .*No space left.*segfleet retry"), heard.writer(store) as writer:
+    with heard.writer(store) as writer:
         start(writer, 1)
-        writer.collect(wait=True)
+        with pytest.raises(CheckpointError, match=r"step 1 .*No space left.*segfleet retry"):
+            writer.collect(wait=True)
     assert store.refuse == 0
     assert heard.records == []
 
@@ -111,10 +112,11 @@ def test_a_training_that_fails_does_not_wait_for_a_full_disk(
     store.open.set()
     refused = threading.Event()
     writer = CheckpointWriter(store, heard.records.append, lambda _: refused.set(), (3600.0,))
-    with pytest.raises(ZeroDivisionError), writer:
-        start(writer, 1)
-        assert refused.wait(10)
-        raise ZeroDivisionError
+    writer.__enter__()
+    start(writer, 1)
+    assert refused.wait(10)
+    # As a training leaves it that has failed by itself.
+    writer.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
     assert heard.records == []
     assert "the last checkpoint was not written" in capsys.readouterr().out
 
@@ -127,9 +129,10 @@ def test_a_pointer_that_is_refused_ends_the_training_and_deletes_nothing(tmp_pat
 
     for step in (1, 2, 3):
         store.save(step, {}, {}, {"best": None})
-    with pytest.raises(AttemptFencedError), CheckpointWriter(store, refuse, print) as writer:
+    with CheckpointWriter(store, refuse, print) as writer:
         start(writer, 4)
-        writer.collect(wait=True)
+        with pytest.raises(AttemptFencedError):
+            writer.collect(wait=True)
     assert sorted(place.step for place in store.places()) == [1, 2, 3, 4]
 
 
