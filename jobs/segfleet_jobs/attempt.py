@@ -180,6 +180,11 @@ class TrialClient:
     def __init__(self, attempt: AttemptClient, number: int) -> None:
         self._attempt, self.number = attempt, number
 
+    @property
+    def attempt_id(self) -> str:
+        """Of the attempt that runs the trial."""
+        return self._attempt.attempt_id
+
     def state(
         self, state: str, *, why: str = "", mlflow_run: str | None = None, worker_seconds: float | None = None
     ) -> dict[str, Any]:

@@ -35,6 +35,10 @@ _IN_LOG = {
 class Pointer(Protocol):
     """Where the service keeps the pointer to the latest checkpoint: the job's, or a trial's."""
 
+    @property
+    def attempt_id(self) -> str:
+        """Of the attempt that asks."""
+
     def latest_checkpoint(self) -> dict[str, Any] | None:
         """The pointer's value."""
 
@@ -57,15 +61,24 @@ class ServiceLink:
 
     def __init__(self, pointer: Pointer, heart: Heart, tracker: Tracker, who: str = "") -> None:
         self._pointer, self._heart, self._tracker, self._who = pointer, heart, tracker, who
+        self._own_step = -1
 
     def latest_checkpoint(self) -> dict[str, Any] | None:
         """The checkpoint pointer."""
-        return self._pointer.latest_checkpoint()
+        found = self._pointer.latest_checkpoint()
+        if found is not None and found.get("attempt") == self._pointer.attempt_id:
+            self._own_step = int(found["step"])
+        return found
 
     def set_checkpoint(self, record: CheckpointRecord) -> None:
-        """Move the pointer, once the curves up to it are on the disk."""
+        """Move the pointer, once the curves up to it are on the disk.
+
+        Within one attempt it only rises. A group of workers that started anew and had to pass over the checkpoint it
+        names leaves it there until that step is reached again: whoever passes over it anew finds the older ones.
+        """
         self._tracker.sync()
-        self._pointer.set_checkpoint(record.to_dict())
+        if record.step > self._own_step:
+            self._pointer.set_checkpoint(record.to_dict())
 
     def damaged(self, message: str) -> None:
         """Tell the log and the job's history."""

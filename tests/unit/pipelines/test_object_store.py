@@ -221,3 +221,14 @@ def test_google_is_reached_without_keys_of_ours(monkeypatch: Any) -> None:
     with pytest.raises(FileMissingError):
         ObjectFiles(split_location("gs://no-such-bucket/data"), S3Settings()).size("a.tar")
     assert made[0].keys() == {"retry_time_limit"}
+
+
+def test_objects_at_any_depth_are_listed_and_deleted(store: Store, tmp_path: Path) -> None:
+    files = ObjectFiles(split_location("gs://bucket/data"), S3Settings(), store)
+    (tmp_path / "bucket" / "data" / "x" / "y").mkdir(parents=True)
+    (tmp_path / "bucket" / "data" / "x" / "y" / "b").write_bytes(b"b")
+    assert files.names_below() == ["a.tar", "x/y/b"]
+    for _ in range(2):
+        files.delete("x/y/b")
+    assert files.names_below() == ["a.tar"]
+    assert ObjectFiles(split_location("gs://bucket/none"), S3Settings(), store).names_below() == []

@@ -18,6 +18,18 @@ def test_defaults_lie_in_the_home_folder() -> None:
     assert settings.cache_limit_bytes == 50 * 1024**3
     assert settings.data_hosts == frozenset()
     assert settings.s3 == S3Settings()
+    assert settings.checkpoints is None
+
+
+def test_checkpoints_lie_in_an_object_store_if_so_wished() -> None:
+    assert data_settings({"SEGFLEET_CHECKPOINTS": " s3://bucket/jobs/ "}).checkpoints == "s3://bucket/jobs"
+
+
+@pytest.mark.parametrize("text", ["/a/folder", "https://example.org/x", "s3://user:key@bucket/x", "pipe:rm"])
+def test_checkpoints_lie_nowhere_else(text: str) -> None:
+    with pytest.raises(SettingsError, match="SEGFLEET_CHECKPOINTS") as caught:
+        data_settings({"SEGFLEET_CHECKPOINTS": text})
+    assert "key@" not in str(caught.value)
 
 
 def test_the_environment_is_read() -> None:
