@@ -153,11 +153,18 @@ def run_alone(
 
 
 def start_alone(
-    spec: TrainSpec, folder: Path, link: RecordingLink, attempt: str = "a1", skips: Skips = ()
+    spec: TrainSpec,
+    folder: Path,
+    link: RecordingLink,
+    attempt: str = "a1",
+    skips: Skips = (),
+    before: Callable[[TrainingLoop, int], None] | None = None,
 ) -> dict[str, Any] | Yielded:
     """Train in this process, perhaps not to the end."""
-    ranks = Ranks(0, 1, torch.device("cpu"))
-    return TrainingLoop(spec, ranks, link, folder, folder / attempt, lambda *_: None, skips).run()
+    loop = TrainingLoop(spec, Ranks(0, 1, torch.device("cpu")), link, folder, folder / attempt, _no_report, skips)
+    if before is not None:
+        before(loop, 0)
+    return loop.run()
 
 
 def run_group(

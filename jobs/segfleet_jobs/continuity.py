@@ -30,9 +30,9 @@ _FIXED_SECTIONS: dict[str, type[Section]] = {
     "train": LoopSpec,
 }
 # How the same numbers come about, and who hears of them: these may change from one attempt to the next.
-_FREE = {("train", name) for name in ("compile", "checkpoint_activations", "channels_last", "log_every")} | {
-    ("train", "loader_processes")
-}
+_FREE = {
+    ("train", name) for name in ("micro_batch", "compile", "checkpoint_activations", "channels_last", "log_every")
+} | {("train", "loader_processes")}
 
 
 def check_same_spec(before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -23,7 +23,16 @@ from segfleet_pipelines.manifest import Manifest
 _STEPS = 5
 # What changes neither size nor speed.
 _WITHOUT_WEIGHT = {"dropout", "drop_path", "decoder_dropout", "decoder_drop_path", "pretrained", "variant"}
-_OF_THE_STEP = ("crop", "global_batch", "precision", "ema", "compile", "checkpoint_activations", "channels_last")
+_OF_THE_STEP = (
+    "crop",
+    "global_batch",
+    "micro_batch",
+    "precision",
+    "ema",
+    "compile",
+    "checkpoint_activations",
+    "channels_last",
+)
 
 
 @dataclass(frozen=True, slots=True)

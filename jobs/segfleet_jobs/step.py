@@ -7,7 +7,9 @@ told there. What a step did travels to the CPU beside the next step's work and i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -114,14 +116,11 @@ class TrainStep:
         set_learning_rate(self._optimizer, lr)
         self._optimizer.zero_grad(set_to_none=True)
         buffers = KeptBuffers(self._model)
-        loss_sum, weight, num_valid = self._forward(batch)
-        # One small all-reduce before the backward: if any rank's sum is not finite, the total is not finite.
-        asked = torch.full_like(weight, float(must_yield))
-        own = torch.stack([loss_sum.detach().double(), weight, num_valid.double(), asked])
-        totals = self._ranks.sum_(torch.cat([own, self._own_flag(~torch.isfinite(own[0]))]))
-        self._ranks.pulse.enter("backward")
+        images, masks = self._prepare(batch)
+        is_whole = self._part(len(masks)) == len(masks)
+        totals = (self._whole if is_whole else self._in_parts)(images, masks, must_yield)
         divisor = torch.where(totals[1] > 0, totals[1], 1.0)
-        is_applied = self._backward(loss_sum, divisor, totals[0])
+        is_applied = self._update(totals[0])
         buffers.restore(~is_applied)
         if self._average is not None:
             self._average.update(is_applied)
@@ -149,7 +148,7 @@ class TrainStep:
 
     def warm_up(self, crop: int) -> None:
         """One forward and backward on empty pictures; changes neither weights nor buffers nor optimiser."""
-        device, size = self._ranks.device, self._spec.train.global_batch // self._ranks.world_size
+        device, size = self._ranks.device, self._part(self._spec.train.global_batch // self._ranks.world_size)
         images = torch.zeros(size, 3, crop, crop, device=device)
         masks = torch.zeros(size, crop, crop, dtype=torch.uint8, device=device)
         buffers = KeptBuffers(self._model)
@@ -157,17 +156,66 @@ class TrainStep:
         buffers.restore(torch.ones((), dtype=torch.bool, device=device))
         self._optimizer.zero_grad(set_to_none=True)
 
-    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Summed loss, what to divide it by (float64), number of valid pixels."""
+    def _part(self, size: int) -> int:
+        """How many of so many samples are computed at once."""
+        return min(size, self._spec.train.micro_batch or size)
+
+    def _whole(self, images: Tensor, masks: Tensor, must_yield: bool) -> Tensor:
+        """Gradients of this rank's samples at once; (4 + world_size,), as of `_totals`."""
+        loss_sum, weight = self._loss(images, masks)
+        num_valid = weight if self._class_weights is None else (masks != self._ignore_index).sum()
+        # One small all-reduce before the backward: if any rank's sum is not finite, the total is not finite.
+        totals = self._totals(loss_sum.detach(), weight, num_valid, must_yield)
+        self._ranks.pulse.enter("backward")
+        self._propagate(loss_sum, totals[1])
+        return totals
+
+    def _in_parts(self, images: Tensor, masks: Tensor, must_yield: bool) -> Tensor:
+        """Gradients of one part after the other, added up, with the activations of one part in memory.
+
+        The divisor must be known before the first backward: it depends on the labels alone. The ranks' gradients are
+        summed once, after the last part.
+        """
+        is_valid = masks != self._ignore_index
+        num_valid = is_valid.sum()
+        weight = num_valid
+        if self._class_weights is not None:
+            labels = torch.where(is_valid, masks, 0).long()
+            weight = (self._class_weights.double()[labels] * is_valid).sum()
+        zero = torch.zeros((), device=self._ranks.device)
+        weights = self._totals(zero, weight, num_valid, must_yield)
+        self._ranks.pulse.enter("backward")
+        total = torch.zeros((), dtype=torch.float64, device=self._ranks.device)
+        size = self._part(len(masks))
+        for start in range(0, len(masks), size):
+            with nullcontext() if start + size >= len(masks) else self._unsynced():
+                loss_sum, _ = self._loss(images[start : start + size], masks[start : start + size])
+                total += loss_sum.detach()
+                self._propagate(loss_sum, weights[1])
+        losses = self._totals(total, torch.zeros_like(weight), torch.zeros_like(num_valid), False)
+        return weights + losses
+
+    def _totals(self, loss_sum: Tensor, weight: Tensor, num_valid: Tensor, must_yield: bool) -> Tensor:
+        """Sums over all ranks: loss, divisor, valid pixels, asked to yield; then each rank's flag of no finite loss."""
+        asked = torch.full((), float(must_yield), dtype=torch.float64, device=loss_sum.device)
+        own = torch.stack([loss_sum.double(), weight.double(), num_valid.double(), asked])
+        return self._ranks.sum_(torch.cat([own, self._own_flag(~torch.isfinite(own[0]))]))
+
+    def _unsynced(self) -> AbstractContextManager[None]:
+        """Gradients stay with their rank."""
+        # torch.compile's wrapper passes it on to DDP.
+        parallel = cast(nn.parallel.DistributedDataParallel, self._parallel)
+        return parallel.no_sync() if self._ranks.world_size > 1 else nullcontext()
+
+    def _prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Normalised pictures and masks on the device."""
         device = self._ranks.device
         images = batch.images.to(device, non_blocking=True)
         masks = batch.masks.to(device, non_blocking=True)
         extents = batch.extents.to(device, non_blocking=True)
         if batch.jitter is not None:
             images, masks = augment_batch(images, masks, extents, batch.jitter.to(device, non_blocking=True))
-        loss_sum, weight = self._loss(self._model.normalise(images, extents), masks)
-        num_valid = weight if self._class_weights is None else (masks != self._ignore_index).sum()
-        return loss_sum, weight.double(), num_valid
+        return self._model.normalise(images, extents), masks
 
     def _loss(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         loop = self._spec.train
@@ -186,10 +234,14 @@ class TrainStep:
             class_weights=self._class_weights,
         )
 
-    def _backward(self, loss_sum: Tensor, divisor: Tensor, total: Tensor) -> Tensor:
-        """Back-propagate and update; False on the device if loss or (identical on all ranks) gradient is not finite."""
+    def _propagate(self, loss_sum: Tensor, weight: Tensor) -> None:
+        """Back-propagate, given what all ranks' sums are divided by."""
+        divisor = torch.where(weight > 0, weight, 1.0)
         scale = (self._ranks.world_size / divisor).to(loss_sum.dtype)
         torch.autograd.backward(self.scaler.scale(loss_sum * scale))
+
+    def _update(self, total: Tensor) -> Tensor:
+        """Apply the gradients; False on the device if loss or (identical on all ranks) gradient is not finite."""
         self.scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._trainable if p.grad is not None])
         is_applied = torch.isfinite(total) & torch.isfinite(norm).to(total.device)

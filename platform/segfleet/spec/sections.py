@@ -186,6 +186,9 @@ class LoopSpec(Section):
 
     steps: Steps = Field(description="optimiser steps")
     global_batch: Annotated[int, Field(ge=1, le=65_536)] = Field(8, description="samples a step over all workers")
+    micro_batch: Annotated[int, Field(ge=1, le=65_536)] | None = Field(
+        None, description="samples a worker computes at once, if not all of its part; their gradients are added up"
+    )
     last_batch: Literal["wrap", "short", "drop"] = Field(
         "wrap",
         description="when the batch does not divide the samples: fill up from the next epoch, keep the short batch, "

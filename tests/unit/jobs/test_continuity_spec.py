@@ -29,6 +29,8 @@ def test_how_it_is_computed_may_change(name: str) -> None:
     before = copy.deepcopy(now)
     before["train"][name] = not before["train"][name]
     check_same_spec(before, now)
+    before["train"]["micro_batch"] = 1
+    check_same_spec(before, now)
 
 
 def test_a_linear_decoder_of_an_earlier_version_goes_on_without_dropout() -> None:
