@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -156,6 +157,8 @@ class FileLink(RecordingLink):
 
 def run_rank(run: Run, rank: int) -> None:
     """Train to the end, or to the kill; what it did lies in files."""
+    # Here, and not between the lines of the table: ranks that lose their peer say so at length.
+    sys.stderr = (run.folder / f"{run.attempt}-{rank}.log").open("w")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(run.port))
     torch.set_num_threads(1)
     killer = Killer(run, rank)

@@ -7,7 +7,7 @@ import re
 from segfleet.errors import DataError, SegfleetError, ServiceError
 
 HINTS = {
-    "oom": "lower train.global_batch or train.crop, or use more workers",
+    "oom": "set train.micro_batch, lower train.global_batch or train.crop, or use more workers",
     "nan": "lower optim.lr, add optim.warmup_steps, or use precision fp32",
     "infra": "the queue tries again from the last checkpoint",
 }

@@ -71,8 +71,12 @@ def test_two_workers_then_one_then_two_are_one_training(tmp_path: Path, options:
     folder.mkdir()
     straight.mkdir()
     # In parts only where the number of workers changes: neither may show.
-    start_alone(spec.model_copy(update={"train": spec.train.model_copy(update={"micro_batch": None})}), straight, whole,
-                before=note_samples)
+    start_alone(
+        spec.model_copy(update={"train": spec.train.model_copy(update={"micro_batch": None})}),
+        straight,
+        whole,
+        before=note_samples,
+    )
     first = run_group(spec, folder, 2, yield_in=2, before=note_samples)
     second = RecordingLink(yield_in=2, pointer=pointer(first, 2))
     assert start_alone(spec, folder, second, attempt="a2", before=note_samples) == Yielded(4)
