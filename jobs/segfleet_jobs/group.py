@@ -25,7 +25,7 @@ from segfleet_jobs.faults import end_process, name_fault
 from segfleet_jobs.pulse import Beater, read_beats
 from segfleet_jobs.ranks import Ranks
 from segfleet_jobs.watchdog import Beat
-from segfleet_jobs.watching import Watcher, is_ended
+from segfleet_jobs.watching import Watcher, is_ended, mark_ended
 
 GROUP_RESTARTS = 3
 START_FAILURES = 3
@@ -154,8 +154,13 @@ class FaultTeller(UserCallback):  # type: ignore[misc]
         """Some workers have failed: name the one that did so by itself."""
         folder = Path(self._beats)
         known = {beat.rank: beat for beat in read_beats(folder)}
-        if any(rank in known and is_ended(folder, known[rank]) for rank in worker_exceptions):
-            return  # the watcher has told of it
+        is_told = any(rank in known and is_ended(folder, known[rank]) for rank in worker_exceptions)
+        for beat in known.values():
+            mark_ended(folder, beat)  # Ray ends the whole group, and a new one may have to wait for its place
+        if not is_told:
+            self._tell(worker_exceptions, known)
+
+    def _tell(self, worker_exceptions: Mapping[int, Exception], known: Mapping[int, Beat]) -> None:
         rank, message = name_fault(worker_exceptions, known)
         beat = known.get(rank)
         phase, step = (None, None) if beat is None else (beat.phase_name, max(beat.step, 0))

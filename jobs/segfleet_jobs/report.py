@@ -147,6 +147,7 @@ def _document(found: Material, page: Page, out: Path) -> dict[str, Any]:
         "name": found.job["name"],
         "kind": found.job["kind"],
         "result": dict(found.result),
+        "goodput": found.job.get("goodput"),
         "figures": dict(page.figures),
         "largest_confusions": [
             {"truth": truth, "prediction": taken, "share_of_class": share, "share_of_errors": of_errors}

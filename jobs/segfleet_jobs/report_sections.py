@@ -122,11 +122,18 @@ def embeddings_section(found: Material, out: Path) -> SectionOfPage:
 
 
 def time_section(found: Material, out: Path) -> SectionOfPage:
-    """Where the seconds went."""
+    """Where the seconds went: of rank 0 since its last start, and of the job with all its attempts."""
     seconds = found.result["seconds"]
     path = out / "time.png"
     charts.draw_time(seconds, path)
-    return SectionOfPage("Time", pictures=[PagePicture(path, "Seconds of rank 0 in each part of the work.")])
+    pictures = [PagePicture(path, "Seconds of rank 0 in each part of the work, since the last start of its group.")]
+    goodput = found.job.get("goodput")
+    if not goodput or not goodput["wall_s"]:
+        return SectionOfPage("Time", pictures=pictures)
+    rows = [(part, f"{value:.1f}", f"{value / goodput['wall_s']:.1%}") for part, value in goodput["seconds"].items()]
+    rows.append(("all", f"{goodput['wall_s']:.1f}", "100.0%"))
+    title = f"The job's time from its first start to its end; goodput {goodput['share'] or 0.0:.1%}"
+    return SectionOfPage("Time", pictures=pictures, tables=[Table(("part", "seconds", "share"), rows, title=title)])
 
 
 def sizes_section(found: Material) -> SectionOfPage:

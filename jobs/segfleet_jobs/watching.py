@@ -47,7 +47,6 @@ class Watcher:
     ) -> None:
         self._folder, self._tell, self._kill, self._look_s = folder, tell, kill, look_s
         self._watch = Watch(rules or Rules())
-        self._ended: set[tuple[str, int, float]] = set()
         self._told: dict[int, float] = {}
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
@@ -71,7 +70,7 @@ class Watcher:
 
     def look(self, now: float) -> None:
         """One look at all ranks, and what follows."""
-        beats = [beat for beat in read_beats(self._folder) if _process(beat) not in self._ended]
+        beats = [beat for beat in read_beats(self._folder) if not is_ended(self._folder, beat)]
         found = self._watch.look(beats, now)
         if isinstance(found, Straggler):
             self._warn(found, now)
@@ -93,7 +92,6 @@ class Watcher:
         self._tell("fault", str(hang), rank=first.rank, phase=first.phase_name, step=max(first.step, 0))
         for beat in hang.beats:
             mark_ended(self._folder, beat)
-            self._ended.add(_process(beat))
             self._kill(beat)
 
     def _print_stacks(self) -> None:
@@ -109,12 +107,12 @@ class Watcher:
 
 
 def mark_ended(folder: Path, beat: Beat) -> None:
-    """Note that a rank's process was ended for a hang that the history tells of."""
+    """Note that a rank's process is over, for a reason that the history tells of: its silence says nothing new."""
     _mark(folder, beat.rank).write_text(f"{beat.pid} {beat.created}", encoding="utf-8")
 
 
 def is_ended(folder: Path, beat: Beat) -> bool:
-    """Whether the rank's process was ended for a hang."""
+    """Whether the rank's process is over, and the history tells why."""
     try:
         return _mark(folder, beat.rank).read_text(encoding="utf-8") == f"{beat.pid} {beat.created}"
     except OSError:
@@ -123,7 +121,3 @@ def is_ended(folder: Path, beat: Beat) -> bool:
 
 def _mark(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank:05d}.ended"
-
-
-def _process(beat: Beat) -> tuple[str, int, float]:
-    return beat.node, beat.pid, beat.created

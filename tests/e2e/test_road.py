@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 import torch
@@ -37,6 +38,7 @@ class Stack:
     """A running home: its client, its command line, its processes."""
 
     home: Home
+    url: str
     client: Client
     shards: str
     raw: Path
@@ -123,6 +125,13 @@ class Stack:
         return load_file(last / "model.safetensors")
 
 
+def check_time(job: dict[str, Any]) -> None:
+    """All parts of a job's time are its time, within 1 %."""
+    goodput, wall_s = job["goodput"], job["finished_at"] - job["started_at"]
+    assert sum(goodput["seconds"].values()) == pytest.approx(wall_s, rel=0.01)
+    assert 0 < goodput["share"] < 1
+
+
 def step_of(job: dict[str, Any]) -> int:
     return int((job.get("progress") or {}).get("step") or 0)
 
@@ -149,8 +158,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     ]
     started = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert started.returncode == 0, started.stdout + started.stderr
-    client = Client(f"http://127.0.0.1:{port}", read_token(home.token), patience_s=60.0)
-    yield Stack(home, client, shards, folder / "raw", environment)
+    url = f"http://127.0.0.1:{port}"
+    client = Client(url, read_token(home.token), patience_s=60.0)
+    yield Stack(home, url, client, shards, folder / "raw", environment)
     client.close()
     state = State.load(home)
     subprocess.run(
@@ -240,6 +250,17 @@ def test_kill_9_of_a_worker_in_mid_run_changes_nothing_in_the_result(stack: Stac
     # Ray restarted the group inside the one attempt.
     assert [attempt["number"] for attempt in job["attempts"]] == [1]
     assert "ActorDiedError" in "".join(stack.client.logs(job_id))
+    (fault,) = job["faults"]
+    assert fault["rank"] in (0, 1)
+    check_time(job)
+    assert job["goodput"]["seconds"]["restart"] > 0
+    shown = stack.run("show", job_id).stdout
+    assert fault["message"] in shown
+    assert "goodput" in shown
+    document = json.loads(stack.run("show", job_id, "--json").stdout)
+    assert document["goodput"] == job["goodput"]
+    bearer = {"Authorization": f"Bearer {read_token(stack.home.token)}"}
+    assert 'segfleet_job_seconds{part="restart"}' in httpx.get(f"{stack.url}/metrics", headers=bearer).text
 
 
 def test_kill_9_of_the_service_in_mid_run_loses_and_doubles_nothing(stack: Stack, undisturbed: dict[str, Any]) -> None:
@@ -266,6 +287,8 @@ def test_kill_9_of_the_driver_makes_a_second_attempt_that_goes_on_from_the_check
     first, second = job["attempts"]
     assert first["failure"]["class"] == "infra"
     assert second["state"] == "succeeded"
+    check_time(job)
+    assert job["goodput"]["seconds"]["load"] > 0
     weights, expected = stack.final_weights(job_id), stack.final_weights(undisturbed["id"])
     assert all(torch.equal(weights[name], expected[name]) for name in weights)
     versions = stack.client.model("boxes")["versions"]

@@ -10,7 +10,9 @@ import pytest
 
 from segfleet.queue.lives import OWN_PARTS, told
 from segfleet_jobs.account import PARTS, Account
+from segfleet_jobs.attempt import Credentials
 from segfleet_jobs.faults import end_process
+from segfleet_jobs.group import FaultTeller
 from segfleet_jobs.pulse import Beater, Pulse, beat_file, read_beats, stack_file
 from segfleet_jobs.watchdog import Beat
 from segfleet_jobs.watching import Watcher, is_ended
@@ -155,6 +157,19 @@ def test_a_hang_is_told_with_all_stacks_and_ended_once(
     assert told_of.killed == [0]
     assert is_ended(tmp_path, beat)
     assert "line 7 in stuck" in capsys.readouterr().out
+
+
+def test_a_group_that_failed_is_not_called_silent_while_the_next_one_waits_for_its_place(tmp_path: Path) -> None:
+    told_of, beat = Told(), stopped_rank(tmp_path, for_s=65.0)
+    teller = FaultTeller(Credentials("http://127.0.0.1:9", "job-aaaaaaaa-a1", "secret"), str(tmp_path))
+    said: list[int] = []
+    teller._tell = lambda errors, _known: said.extend(errors)  # type: ignore[method-assign]
+    teller.after_exception(None, {0: RuntimeError("killed")})
+    teller.after_exception(None, {0: RuntimeError("killed")})
+    assert said == [0]
+    assert is_ended(tmp_path, beat)
+    Watcher(tmp_path, told_of, told_of.kill).look(0.0)
+    assert told_of.faults == []
 
 
 def test_a_straggler_is_told_once_in_ten_minutes(tmp_path: Path) -> None:

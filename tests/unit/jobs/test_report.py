@@ -20,7 +20,7 @@ from segfleet.spec.resolve import resolve_spec, to_document
 from segfleet_jobs.registered_model import RegisteredModel, load_registered
 from segfleet_jobs.report import write_report
 from segfleet_jobs.report_material import CURVES, Material, Sources, gather
-from segfleet_jobs.report_sections import attention_section, embeddings_section, spec_section
+from segfleet_jobs.report_sections import attention_section, embeddings_section, spec_section, time_section
 from training import make_dataset
 
 NAMES = ("ground", "red", "green", "blue")
@@ -138,6 +138,15 @@ def test_a_training_gets_all_parts(shards: str, tmp_path: Path, capsys: pytest.C
     told = capsys.readouterr()
     assert "attention maps (5 of 9)" in told.err
     assert told.out == ""
+
+
+def test_the_time_of_the_whole_job_is_a_table_with_its_sum(shards: str, tmp_path: Path) -> None:
+    goodput = {"share": 0.75, "wall_s": 80.0, "first_wait_s": 1.0, "seconds": {"step": 60.0, "load": 20.0}}
+    section = time_section(Material(make_job(shards) | {"goodput": goodput}), tmp_path)
+    (table,) = section.tables
+    assert list(table.rows) == [("step", "60.0", "75.0%"), ("load", "20.0", "25.0%"), ("all", "80.0", "100.0%")]
+    assert table.title.endswith("goodput 75.0%")
+    assert not time_section(Material(make_job(shards)), tmp_path).tables
 
 
 def test_the_spec_is_shown_whole_with_what_is_not_default_marked(shards: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from factories import RUNNING
 from segfleet.queue.goodput import Goodput, split
-from segfleet.queue.lives import MAX_LIVES, told
+from segfleet.queue.lives import MAX_LIVES, OWN_PARTS, told
 from segfleet.queue.model import Attempt, Event, Job
 from segfleet.queue.scheduling.values import Gang
 from segfleet.queue.states import AttemptState, JobState
@@ -220,6 +221,37 @@ def test_clocks_that_jump_lose_and_double_no_second(shift: float) -> None:
     assert found.wall_s >= 0
     assert sum(found.seconds.values()) == pytest.approx(found.wall_s)
     assert all(seconds >= 0 for seconds in found.seconds.values())
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_parts_sum_to_the_wall_time_whatever_happened(seed: int) -> None:
+    draw = random.Random(seed)
+    at, step, attempts, events = 100.0, 0, list[Attempt](), list[Event]()
+    for number in range(1, draw.randint(1, 6) + 1):
+        claimed = at = at + draw.uniform(0.0, 40.0)
+        lives = []
+        for _ in range(draw.randint(0, 3)):
+            start, at = draw.randint(0, step), at + draw.uniform(0.0, 20.0)
+            own = {part: draw.uniform(0.0, 30.0) for part in draw.sample(OWN_PARTS, 4)}
+            step = start + draw.randint(0, 50)
+            # Accounts may be late, long or short: clocks differ.
+            account = {"elapsed": sum(own.values()) * draw.choice((0.5, 1.0, 1.2)), "seconds": own, "unsaved": own}
+            saved = draw.randint(start, step)
+            lives.append(life(at + draw.uniform(-5.0, 5.0), start=start, saved=saved, **account) | {"step": step})
+            at += sum(own.values())
+            if draw.random() < 0.5:
+                events.append(event(at + draw.uniform(-3.0, 9.0), "fault", number))
+        at += draw.uniform(0.0, 60.0)
+        how = draw.choice(("lost", "failed", "preempted", "succeeded"))
+        attempts.append(attempt(number, claimed, at, how, *lives))
+        kind, target = draw.choice((("retrying", "queued"), ("preempted", "queued"), ("preempted", "paused")))
+        events.append(event(at, kind, number, target))
+    found = split(ended(at + draw.uniform(-10.0, 50.0)), attempts, events, 0.0)
+    assert found is not None
+    assert sum(found.seconds.values()) == pytest.approx(found.wall_s, rel=1e-9)
+    assert sum(found.to_document()["seconds"].values()) == pytest.approx(found.wall_s, rel=0.01)
+    assert min(found.seconds.values()) >= 0
+    assert found.share is None or 0 <= found.share <= 1 + 1e-9
 
 
 def test_an_account_longer_than_its_time_is_laid_into_it() -> None:
