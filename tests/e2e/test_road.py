@@ -38,7 +38,6 @@ class Stack:
     """A running home: its client, its command line, its processes."""
 
     home: Home
-    url: str
     client: Client
     shards: str
     raw: Path
@@ -158,9 +157,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     ]
     started = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert started.returncode == 0, started.stdout + started.stderr
-    url = f"http://127.0.0.1:{port}"
-    client = Client(url, read_token(home.token), patience_s=60.0)
-    yield Stack(home, url, client, shards, folder / "raw", environment)
+    client = Client(f"http://127.0.0.1:{port}", read_token(home.token), patience_s=60.0)
+    yield Stack(home, client, shards, folder / "raw", environment)
     client.close()
     state = State.load(home)
     subprocess.run(
@@ -260,7 +258,7 @@ def test_kill_9_of_a_worker_in_mid_run_changes_nothing_in_the_result(stack: Stac
     document = json.loads(stack.run("show", job_id, "--json").stdout)
     assert document["goodput"] == job["goodput"]
     bearer = {"Authorization": f"Bearer {read_token(stack.home.token)}"}
-    assert 'segfleet_job_seconds{part="restart"}' in httpx.get(f"{stack.url}/metrics", headers=bearer).text
+    assert 'segfleet_job_seconds{part="restart"}' in httpx.get(f"{stack.client.url}/metrics", headers=bearer).text
 
 
 def test_kill_9_of_the_service_in_mid_run_loses_and_doubles_nothing(stack: Stack, undisturbed: dict[str, Any]) -> None:
