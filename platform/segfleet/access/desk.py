@@ -10,7 +10,8 @@ from typing import Any
 from segfleet.access import audit
 from segfleet.access.roles import DEFAULT_PROJECT, LOCAL_USER, Identity, Role
 from segfleet.access.rows import User
-from segfleet.access.tokens import HOME_TOKEN_ID, digest, id_of, is_digest_of, new_token, same_secret
+from segfleet.access.sessions import Sessions
+from segfleet.access.tokens import HOME_TOKEN_ID, digest, id_of, new_token, same_digest, same_secret
 from segfleet.errors import AccessError, QueueUnavailableError, SettingsError, UnauthorizedError, UnknownTokenError
 from segfleet.queue.clock import Clock
 from segfleet.queue.store import Store
@@ -41,6 +42,7 @@ class Access:
         if not home_token:
             raise SettingsError("the service's token is empty; remove the home folder's file 'token' and start again")
         self._store, self._clock, self._home_token = store, clock, home_token
+        self.sessions = Sessions(store, clock, self.holder)
 
     def now(self) -> float:
         """Seconds since the epoch."""
@@ -61,10 +63,21 @@ class Access:
                 "send a token as 'Authorization: Bearer': the home folder's file 'token', or one that an admin made "
                 "with 'segfleet token create'"
             )
+        return self.holder(token_id, digest(token))
+
+    def holder(self, token_id: str, secret_hash: str) -> Identity:
+        """The person behind a token that is known by its id and digest.
+
+        Raises:
+            UnauthorizedError: an unknown, expired or revoked one.
+            QueueUnavailableError: the database cannot be asked.
+        """
+        if token_id == HOME_TOKEN_ID and same_digest(secret_hash, digest(self._home_token)):
+            return Identity(LOCAL_USER, Role.ADMIN, frozenset(), HOME_TOKEN_ID)
         with self._store.read() as tx:
             row = tx.access.token(token_id)
             user = None if row is None else tx.access.user(row.user_name)
-        if not is_digest_of(token, _NOBODY if row is None else row.secret_hash) or row is None or user is None:
+        if not same_digest(secret_hash, _NOBODY if row is None else row.secret_hash) or row is None or user is None:
             raise UnauthorizedError("this token is not known here; ask an admin for a new one")
         now = self._clock()
         # Whoever shows the whole token may know what has become of it.

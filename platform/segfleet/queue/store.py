@@ -13,6 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from segfleet.access import audit
 from segfleet.access.rows import AccessRows
+from segfleet.access.session_rows import SessionRows
 from segfleet.errors import QueueUnavailableError, UnknownJobError
 from segfleet.promotion.rows import PromotionRows
 from segfleet.queue.database import WRITE, exclusive, migrate, open_engine
@@ -29,6 +30,7 @@ from segfleet.queue.trial_rows import TrialRows
 from segfleet.retention.rows import SCOPE as RETENTION
 from segfleet.retention.rows import RetentionRows
 from segfleet.telemetry import DATABASE_ERRORS
+from segfleet.web.rows import PageRows
 from segfleet.webhooks.rows import WebhookRows
 
 
@@ -58,6 +60,8 @@ class Transaction:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.access = AccessRows(connection)
+        self.sessions = SessionRows(connection)
+        self.pages = PageRows(connection)
         self.goodput = GoodputRows(connection)
         self.promotions = PromotionRows(connection)
         self.line = LineRows(connection)

@@ -222,6 +222,18 @@ tokens = Table(
     Column("made_by", String(64), nullable=False),
 )
 
+# Of the web page: each is tied to the token that opened it, and knows both by their digests alone.
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id_hash", String(64), primary_key=True),
+    Column("token_id", String(16), nullable=False),
+    Column("secret_hash", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Index("sessions_expiry", "expires_at"),
+)
+
 # Only ever appended to: triggers refuse everything else.
 audit = Table(
     "audit",

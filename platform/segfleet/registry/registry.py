@@ -24,6 +24,7 @@ from mlflow.exceptions import MlflowException
 
 from segfleet.errors import ModelError, ServiceError
 from segfleet.registry.registration import GENERATION_TAG, JOB_TAG, Registration
+from segfleet.registry.run_window import RunWindow
 from segfleet.registry.runs import RunRemoval
 from segfleet.registry.version_maker import VersionMaker, metric_tags, pages, version_tags
 
@@ -50,6 +51,7 @@ class Registry:
         self.uri = uri
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self._runs = RunRemoval(self._client, uri)
+        self._window = RunWindow(self._client, uri)
         self._maker = VersionMaker(self._client)
         # Search, then create: two askers at once must not both find nothing.
         self._registering = threading.Lock()
@@ -211,6 +213,20 @@ class Registry:
                 if job_id := version.tags.get(JOB_TAG):
                     found.setdefault(job_id, []).append(f"{version.name}/{version.version}")
         return found
+
+    def curves(self, job_id: str) -> dict[str, Any] | None:
+        """What the latest run of a job shows of its learning, see `RunWindow.curves`; None: it has none yet."""
+        with self._answering(f"run of {job_id}"):
+            return self._window.curves(job_id)
+
+    def picture(self, run_id: str, name: str) -> bytes:
+        """A sheet of sample predictions of a run, a PNG.
+
+        Raises:
+            ModelError: the run has none of that name.
+        """
+        with self._answering(f"{name} of run {run_id}"):
+            return self._window.picture(run_id, name)
 
     def runs_by_job(self) -> dict[str, list[str]]:
         """Ids of the runs of each job; those of trials belong to their search."""

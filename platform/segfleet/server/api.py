@@ -28,6 +28,7 @@ from segfleet.server import (
 from segfleet.server.guard import Guard
 from segfleet.server.rights import authorize
 from segfleet.server.services import Services
+from segfleet.web.pages import Pages, create_pages
 from segfleet.wire import API
 
 # For the document alone: the guard has looked at the token by then.
@@ -76,6 +77,7 @@ def create_app(services: Services, token: str, names: Collection[str] = ()) -> F
         app.include_router(routes.router, prefix=API, dependencies=[Security(_BEARER)])
     app.add_api_route("/healthz", _healthz)
     app.include_router(metrics.router, dependencies=[Security(_BEARER)])
+    app.add_middleware(Pages, pages=create_pages(services, access))
     app.add_middleware(Guard, access=access, names=names)
     problems.install(app)
     return app

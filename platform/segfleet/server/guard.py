@@ -14,11 +14,12 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import nullcontext
+from functools import partial
 from http import HTTPStatus
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from segfleet.access import audit
@@ -30,6 +31,7 @@ from segfleet.queue.model import ATTEMPT_ID, JOB_ID
 from segfleet.server.limits import FAILURES, REQUESTS, Buckets, Rate
 from segfleet.server.problems import answer, refusal
 from segfleet.telemetry import count_request
+from segfleet.web import paths
 from segfleet.wire import API, REQUEST_ID
 
 MAX_BODY_BYTES = 1 << 20
@@ -39,9 +41,12 @@ OPEN_PATHS = frozenset({"/healthz"})
 ATTEMPTS = f"{API}/attempts/"
 
 # What changes nothing, though it has a body.
-_UNRECORDED = frozenset({f"{API}/check"})
+_UNRECORDED = frozenset({f"{API}/check", "/check"})
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+# A form or plain text can be posted by any web page without asking; JSON cannot. Our own forms carry a key.
+_API_TYPES = ("application/json",)
+_PAGE_TYPES = (paths.FORM,)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Whoever has no token can still choose the path.
 _LOGGED_PATH_CHARS = 200
@@ -97,10 +102,13 @@ class Guard:
     async def _admit(self, scope: Scope, headers: Headers, receive: Receive, sender: _Sender) -> None:
         refused = self._refusal_of_host(headers)
         # Attempts prove themselves to their routes.
-        if refused is None and scope["path"] not in OPEN_PATHS and not scope["path"].startswith(ATTEMPTS):
+        is_page = paths.is_page(scope["path"])
+        if refused is None and is_page:
+            refused = await self._refusal_of_visitor(scope, headers)
+        elif refused is None and scope["path"] not in OPEN_PATHS and not scope["path"].startswith(ATTEMPTS):
             refused = await self._refusal_of_caller(scope, headers)
         if refused is None and scope["method"] in _WITH_BODY:
-            refused = _refusal_of_type(headers)
+            refused = _refusal_of_type(headers, _PAGE_TYPES if is_page else _API_TYPES)
             if refused is None:
                 body = await self._body(headers, receive)
                 if isinstance(body, bytes):
@@ -132,6 +140,25 @@ class Guard:
         except QueueUnavailableError as error:
             return answer(error)
         scope.setdefault("state", {})["identity"] = identity
+        return None if self._requests.take(identity.token_id) else _too_many()
+
+    async def _refusal_of_visitor(self, scope: Scope, headers: Headers) -> Response | None:
+        """Let in who holds a session; others come as far as the sign-in."""
+        state = scope.setdefault("state", {})
+        state["may_fail"] = partial(self._failures.take, _address(scope))
+        if paths.is_open(scope["path"]):
+            return None
+        session_id = paths.session_of(headers.get("cookie", ""), scope["scheme"])
+        try:
+            identity = await run_in_threadpool(self._access.sessions.holder_of, session_id)
+        except UnauthorizedError as error:
+            if session_id and not self._failures.take(_address(scope)):
+                return _too_many()
+            is_read = scope["method"] == "GET" and "text/html" in headers.get("accept", "")
+            return RedirectResponse(paths.SIGN_IN, HTTPStatus.SEE_OTHER) if is_read else answer(error)
+        except QueueUnavailableError as error:
+            return answer(error)
+        state["identity"], state["session"] = identity, session_id
         return None if self._requests.take(identity.token_id) else _too_many()
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes | Response:
@@ -198,7 +225,7 @@ class _Sender:
             headers = MutableHeaders(scope=message)
             headers[REQUEST_ID] = self._request_id
             headers["X-Content-Type-Options"] = "nosniff"
-            headers["Cache-Control"] = "no-store"
+            headers.setdefault("Cache-Control", "no-store")
             # Who asks too often shall not fill the disk by it.
             if message["status"] >= HTTPStatus.BAD_REQUEST and message["status"] != HTTPStatus.TOO_MANY_REQUESTS:
                 path = self._scope["path"][:_LOGGED_PATH_CHARS]
@@ -206,11 +233,10 @@ class _Sender:
         await self._send(message)
 
 
-def _refusal_of_type(headers: Headers) -> Response | None:
+def _refusal_of_type(headers: Headers, taken: tuple[str, ...]) -> Response | None:
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    # A form or plain text can be posted by any web page without asking; JSON cannot.
-    if media_type != "application/json":
-        return refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "media_type", "send application/json")
+    if media_type not in taken:
+        return refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "media_type", f"send {' or '.join(taken)}")
     return None
 
 

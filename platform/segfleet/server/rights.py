@@ -100,6 +100,16 @@ RIGHTS: Mapping[tuple[str, str], Right | None] = {
     ("POST", "/tokens"): _ADMIN,
     ("POST", "/tokens/{token_id}/revoke"): _ADMIN,
     ("GET", "/audit"): _OPERATE,
+    # Of the web page alone; where a page has the path of the API's route, the right is the same.
+    ("GET", "/sign-in"): None,
+    ("POST", "/sign-in"): None,
+    ("GET", "/static/{name}"): None,
+    ("POST", "/sign-out"): _VIEW,
+    ("GET", "/"): _VIEW,
+    ("GET", "/live"): _VIEW,
+    ("GET", "/jobs/{job_id}/live"): _VIEW,
+    ("GET", "/jobs/{job_id}/pictures/{name}"): _VIEW,
+    ("GET", "/submit"): _USE,
 }
 
 

@@ -1,0 +1,1 @@
+"""The web page: the queue and its jobs at a glance."""

@@ -1,0 +1,48 @@
+"""Which paths are pages, how a browser shows who it is, and the headers that every page has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http.cookies import CookieError, SimpleCookie
+
+SIGN_IN = "/sign-in"
+STATIC = "/static/"
+FORM = "application/x-www-form-urlencoded"
+_SECTIONS = frozenset({"", "sign-in", "sign-out", "static", "live", "jobs", "submit", "check"})
+# Nothing from elsewhere, nothing inline: a name that slipped through unescaped could still not run.
+CONTENT_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+HEADERS: Mapping[str, str] = {
+    "Content-Security-Policy": CONTENT_POLICY,
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    # Not `no-referrer`: with it browsers send `Origin: null` with forms, and the origin is what is checked.
+    "Referrer-Policy": "same-origin",
+}
+
+
+def is_page(path: str) -> bool:
+    """Whether a path belongs to the web page."""
+    return path.startswith("/") and path.split("/", 2)[1] in _SECTIONS
+
+
+def is_open(path: str) -> bool:
+    """Whether a page is for everybody: the sign-in, and the style it needs."""
+    return path == SIGN_IN or path.startswith(STATIC)
+
+
+def cookie_name(scheme: str) -> str:
+    """The name of the session's cookie; over https no other host and no plain connection can set it."""
+    return "__Host-segfleet" if scheme == "https" else "segfleet"
+
+
+def session_of(cookies: str, scheme: str) -> str:
+    """The session's id in a Cookie header; empty: there is none."""
+    try:
+        morsel = SimpleCookie(cookies).get(cookie_name(scheme))
+    except CookieError:
+        return ""
+    return morsel.value if morsel is not None and len(morsel.value) <= 64 else ""

@@ -1,0 +1,79 @@
+"""Routes of the page on which jobs are submitted."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Annotated
+
+import yaml
+from fastapi import APIRouter, Query, Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from segfleet.cli.job_text import plan_of
+from segfleet.errors import Problem, SegfleetError, SpecError
+from segfleet.server import job_routes
+from segfleet.server.rights import IdentityArg
+from segfleet.server.schemas import SpecBody
+from segfleet.server.services import ServicesArg, valid_job_id
+from segfleet.spec.document import parse_document
+from segfleet.web.frame import page, render
+from segfleet.web.visitors import FormArg, OverviewArg
+
+router = APIRouter()
+
+_EXAMPLE = """\
+kind: train
+name: my-first-job
+data:
+  shards: /data/camvid
+train:
+  steps: 4000
+"""
+
+
+@router.get("/submit")
+def submit_page(
+    request: Request, services: ServicesArg, source: Annotated[str, Query(alias="from", max_length=20)] = ""
+) -> Response:
+    """The editor, with an example or the spec of another job."""
+    text = _EXAMPLE
+    if source:
+        text = yaml.safe_dump(services.queue.get(valid_job_id(source)).spec, sort_keys=False, allow_unicode=True)
+    return page(request, "submit.html", text=text, source=source, problems=())
+
+
+@router.post("/check")
+def check(form: FormArg, services: ServicesArg, caller: IdentityArg, overview: OverviewArg) -> Response:
+    """What is wrong with a spec, or what it would do: a part of the page."""
+    try:
+        found = job_routes.check(_body(form), services, caller)
+    except SegfleetError as error:
+        return HTMLResponse(render("check.html", {"problems": _problems(error), "plan": None}))
+    ahead = sum(
+        row.state == "queued" and row.priority >= found.spec["queue"]["priority"] for row in overview.look().active
+    )
+    values = {"plan": plan_of(found.spec), "needs": found.needs, "forced": found.forced, "ahead": ahead}
+    return HTMLResponse(render("check.html", {"problems": (), **values}))
+
+
+@router.post("/jobs")
+def submit(request: Request, form: FormArg, services: ServicesArg, caller: IdentityArg) -> Response:
+    """Put a job into the queue; the page again if it cannot be."""
+    try:
+        made = job_routes.submit(_body(form), services, caller, Response(), None)
+    except SegfleetError as error:
+        values = {"text": form.get("spec", ""), "source": "", "problems": _problems(error)}
+        return page(request, "submit.html", HTTPStatus.UNPROCESSABLE_ENTITY, **values)
+    return RedirectResponse(f"/jobs/{made.id}", HTTPStatus.SEE_OTHER)
+
+
+def _body(form: dict[str, str]) -> SpecBody:
+    document = parse_document(form.get("spec", ""))
+    try:
+        return SpecBody(spec=document)
+    except ValueError as error:
+        raise SpecError([Problem("", "holds what no spec can hold, such as NaN or NUL")]) from error
+
+
+def _problems(error: SegfleetError) -> tuple[Problem, ...]:
+    return error.problems if isinstance(error, SpecError) else (Problem("", str(error)),)
