@@ -43,8 +43,17 @@ class FakeRegistry:
     made_by: dict[str, list[str]] = field(default_factory=dict)
     runs: dict[str, list[str]] = field(default_factory=dict)
 
+    curves_of: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pictures: dict[str, bytes] = field(default_factory=dict)
+
     def is_up(self) -> bool:
         return True
+
+    def curves(self, job_id: str) -> dict[str, Any] | None:
+        return self.curves_of.get(job_id)
+
+    def picture(self, run_id: str, name: str) -> bytes:
+        return self.pictures[name]
 
     def versions_by_job(self) -> dict[str, list[str]]:
         return dict(self.made_by)

@@ -21,6 +21,10 @@ from segfleet.cli.output import clean, duration
 from segfleet.errors import SegfleetError
 from segfleet.server import problems
 from segfleet.web import charts, figures
+from segfleet.web.visitors import may
+
+# Address and title of each entry of the navigation; shown to whoever may look at it.
+_SECTIONS = (("/", "Queue"), ("/submit", "New job"))
 
 
 def _shown(value: object) -> object:
@@ -38,7 +42,7 @@ _templates = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_templates.globals |= {"charts": charts, "version": version("segfleet")}
+_templates.globals |= {"charts": charts, "may": may, "version": version("segfleet")}
 _templates.filters |= {
     "ago": lambda moment, now: duration(now - moment),
     "count": figures.count,
@@ -53,12 +57,16 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     return _templates.get_template(template).render(values)
 
 
-def page(request: Request, template: str, status: HTTPStatus = HTTPStatus.OK, **values: Any) -> Response:
+def page(request: Request, template: str, answer: HTTPStatus = HTTPStatus.OK, **values: Any) -> Response:
     """A whole page; it knows who is signed in, and the key that its forms must carry."""
-    session = getattr(request.state, "session", "")
-    key = form_key(session) if session else ""
-    frame = {"identity": getattr(request.state, "identity", None), "form_key": key, "path": request.url.path}
-    return HTMLResponse(render(template, {**frame, **values}), status)
+    session, identity = getattr(request.state, "session", ""), getattr(request.state, "identity", None)
+    frame = {
+        "identity": identity,
+        "form_key": form_key(session) if session else "",
+        "path": request.url.path,
+        "sections": [entry for entry in _SECTIONS if identity is not None and may(identity, ("GET", entry[0]))],
+    }
+    return HTMLResponse(render(template, {**frame, **values}), answer)
 
 
 def fragment(request: Request, html: str) -> Response:

@@ -29,7 +29,7 @@ def job_page(request: Request, job_id: JobId, services: ServicesArg, caller: Ide
     """A job."""
     values = _values(request, services, caller, job_id)
     parts = {name: render(template, values) for name, template in _PART_TEMPLATES.items()}
-    return page(request, "job.html", **{**values, "parts": parts})
+    return page(request, "job.html", **{**values, "parts_of": parts})
 
 
 @router.get("/jobs/{job_id}/live")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from segfleet.access.roles import Identity
@@ -48,6 +49,7 @@ def job_view(services: Services, caller: Identity, session: str, job_id: str) ->
     queue = services.queue
     job, attempts, now = queue.get(job_id), queue.attempts(job_id), queue.clock()
     goodput = queue.goodput(job_id)
+    split = None if goodput is None else goodput.to_document()
     return {
         "job": job,
         "now": now,
@@ -56,7 +58,8 @@ def job_view(services: Services, caller: Identity, session: str, job_id: str) ->
         "attempts": attempts,
         "spans": _spans(job, attempts, now),
         "end": now if job.finished_at is None else job.finished_at,
-        "goodput": None if goodput is None else goodput.to_document(),
+        "goodput": split,
+        "goodput_spans": [] if split is None else _parts_of_time(split["seconds"]),
         "events": queue.events(job_id)[-40:][::-1],
         "spec": spec_lines(job),
         "actions": _actions(job, caller),
@@ -107,6 +110,14 @@ def _spans(job: Job, attempts: Sequence[Attempt], now: float) -> list[tuple[floa
         kind = "running" if attempt.state == AttemptState.RUNNING else str(attempt.state)
         spans.append((attempt.claimed_at or attempt.created_at, end, kind, text))
     return spans
+
+
+def _parts_of_time(seconds: Mapping[str, float]) -> list[tuple[float, float, str, str]]:
+    ends = list(accumulate(seconds.values()))
+    return [
+        (end - length, end, f"part-{part}", f"{part} {duration(length)}")
+        for end, (part, length) in zip(ends, seconds.items(), strict=True)
+    ]
 
 
 def _text(value: Any) -> str:

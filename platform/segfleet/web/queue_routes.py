@@ -11,7 +11,6 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from segfleet.queue.states import TERMINAL, JobState
-from segfleet.server.services import ServicesArg
 from segfleet.web.frame import fragment, page, render
 from segfleet.web.overview import FRESH_S, PAGE_JOBS, Overview, Wish, use_of
 from segfleet.web.visitors import OverviewArg
@@ -80,7 +79,7 @@ class Lists:
 
 
 @router.get("/")
-def queue_page(request: Request, wish: WishArg, services: ServicesArg) -> Response:
+def queue_page(request: Request, wish: WishArg) -> Response:
     """The queue."""
     states = [str(state) for state in JobState if (state in TERMINAL) == (wish.show == "ended")]
     html = request.app.state.lists.html(wish)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from importlib.resources import files
+from pathlib import Path
 from typing import Annotated
 
 import yaml
@@ -33,13 +37,16 @@ train:
 
 @router.get("/submit")
 def submit_page(
-    request: Request, services: ServicesArg, source: Annotated[str, Query(alias="from", max_length=20)] = ""
+    request: Request,
+    services: ServicesArg,
+    source: Annotated[str, Query(alias="from", max_length=20)] = "",
+    example: Annotated[str, Query(max_length=100)] = "",
 ) -> Response:
     """The editor, with an example or the spec of another job."""
-    text = _EXAMPLE
+    text = _text_of(example)
     if source:
         text = yaml.safe_dump(services.queue.get(valid_job_id(source)).spec, sort_keys=False, allow_unicode=True)
-    return page(request, "submit.html", text=text, source=source, problems=())
+    return _editor(request, text, source=source, example=example)
 
 
 @router.post("/check")
@@ -48,7 +55,7 @@ def check(form: FormArg, services: ServicesArg, caller: IdentityArg, overview: O
     try:
         found = job_routes.check(_body(form), services, caller)
     except SegfleetError as error:
-        return HTMLResponse(render("check.html", {"problems": _problems(error), "plan": None}))
+        return HTMLResponse(render("check.html", {"problems": problems_of(error), "plan": None}))
     ahead = sum(
         row.state == "queued" and row.priority >= found.spec["queue"]["priority"] for row in overview.look().active
     )
@@ -62,8 +69,7 @@ def submit(request: Request, form: FormArg, services: ServicesArg, caller: Ident
     try:
         made = job_routes.submit(_body(form), services, caller, Response(), None)
     except SegfleetError as error:
-        values = {"text": form.get("spec", ""), "source": "", "problems": _problems(error)}
-        return page(request, "submit.html", HTTPStatus.UNPROCESSABLE_ENTITY, **values)
+        return _editor(request, form.get("spec", ""), problems_of(error), HTTPStatus.UNPROCESSABLE_ENTITY)
     return RedirectResponse(f"/jobs/{made.id}", HTTPStatus.SEE_OTHER)
 
 
@@ -75,5 +81,32 @@ def _body(form: dict[str, str]) -> SpecBody:
         raise SpecError([Problem("", "holds what no spec can hold, such as NaN or NUL")]) from error
 
 
-def _problems(error: SegfleetError) -> tuple[Problem, ...]:
+def _editor(
+    request: Request,
+    text: str,
+    problems: Sequence[Problem] = (),
+    answer: HTTPStatus = HTTPStatus.OK,
+    *,
+    source: str = "",
+    example: str = "",
+) -> Response:
+    values = {"text": text, "problems": problems, "source": source, "example": example, "examples": sorted(_examples())}
+    return page(request, "submit.html", answer, **values)
+
+
+@functools.cache
+def _examples() -> Mapping[str, str]:
+    """The ready specs by name: inside the installed package, or in the repository."""
+    package = Path(str(files("segfleet")))
+    folder = next(filter(Path.is_dir, (package / "specs", package.parents[1] / "jobs" / "specs")), None)
+    found = folder.glob("*.yaml") if folder else ()
+    return {path.stem: path.read_text(encoding="utf-8") for path in found}
+
+
+def _text_of(example: str) -> str:
+    return _examples().get(example, _EXAMPLE)
+
+
+def problems_of(error: SegfleetError) -> tuple[Problem, ...]:
+    """What is wrong, place by place."""
     return error.problems if isinstance(error, SpecError) else (Problem("", str(error)),)
