@@ -5,6 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+# For a figure that is not there, and between two bounds.
+DASH = "\N{EN DASH}"
+
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite figure: progress documents are written by jobs, and may hold anything."""
@@ -13,12 +16,12 @@ def is_number(value: Any) -> bool:
 
 def count(value: Any) -> str:
     """A whole number in groups of three, such as 80,000; a dash when there is none."""
-    return f"{value:,.0f}" if is_number(value) else "–"
+    return f"{value:,.0f}" if is_number(value) else DASH
 
 
 def percent(value: Any, digits: int = 1) -> str:
     """A share, 0 to 1, in percent; a dash when there is none."""
-    return f"{100 * value:.{digits}f} %" if is_number(value) else "–"
+    return f"{100 * value:.{digits}f} %" if is_number(value) else DASH
 
 
 def figure(value: float) -> str:

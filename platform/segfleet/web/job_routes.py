@@ -46,7 +46,7 @@ def job_part(
 
 def _values(request: Request, services: Services, caller: IdentityArg, job_id: str) -> dict[str, Any]:
     view = job_view(services, caller, request.state.session, job_id)
-    return {**view, **curves_view(services, request.app.state.curves.of(job_id), job_id)}
+    return {**view, **curves_view(services, request.app.state.curves.of(job_id))}
 
 
 @router.get("/jobs/{job_id}/logs")

@@ -56,7 +56,7 @@ def job_view(services: Services, caller: Identity, session: str, job_id: str) ->
         "progress": progress_of(job.progress),
         "miou": (job.result or {}).get("miou", (job.progress or {}).get("miou")),
         "attempts": attempts,
-        "spans": _spans(job, attempts, now),
+        "spans": _spans(attempts, now),
         "end": now if job.finished_at is None else job.finished_at,
         "goodput": split,
         "goodput_spans": [] if split is None else _parts_of_time(split["seconds"]),
@@ -70,7 +70,7 @@ def job_view(services: Services, caller: Identity, session: str, job_id: str) ->
     }
 
 
-def curves_view(services: Services, learning: Learning, job_id: str) -> dict[str, Any]:
+def curves_view(services: Services, learning: Learning) -> dict[str, Any]:
     """All that MLflow knows of a job, and where its pages are."""
     found = learning.found or {"series": {}, "classes": {}, "pictures": []}
     series = [(title, found["series"].get(name, []), unit) for name, title, unit in _SERIES]
@@ -99,7 +99,7 @@ def _actions(job: Job, caller: Identity) -> list[str]:
     return [name for name in wanted if may(caller, ("POST", f"/jobs/{{job_id}}/{name}"), job.owner)]
 
 
-def _spans(job: Job, attempts: Sequence[Attempt], now: float) -> list[tuple[float, float, str, str]]:
+def _spans(attempts: Sequence[Attempt], now: float) -> list[tuple[float, float, str, str]]:
     spans = []
     for attempt in attempts:
         end = now if attempt.finished_at is None else attempt.finished_at

@@ -16,7 +16,7 @@ from segfleet.queue.scheduling.values import Quota
 from segfleet.queue.service import Queue
 from segfleet.queue.states import HOLDING, TERMINAL, JobState
 from segfleet.web.curves import Curves
-from segfleet.web.figures import progress_of
+from segfleet.web.figures import DASH, progress_of
 
 FRESH_S = 1.0
 PAGE_JOBS = 50
@@ -125,7 +125,12 @@ class Overview:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """How much of the cluster is in use; `projects` holds {"name", "workers", "gpus", "running", "waiting", "quota"}."""
+    """How much of the cluster is in use.
+
+    Attributes:
+        nodes: (how many, CPUs of each, GPUs of each) of each kind of machine.
+        projects: {"name", "workers", "gpus", "running", "waiting", "quota"} of each.
+    """
 
     cpus: int = 0
     gpus: int = 0
@@ -188,7 +193,7 @@ def _is_wanted(row: Any, wish: Wish) -> bool:
 
 
 def _workers(job: Job, held: Mapping[str, int]) -> str:
-    bounds = f"{job.gang.workers}–{job.gang.max_workers}" if job.gang.max_workers > job.gang.workers else ""
+    bounds = f"{job.gang.workers}{DASH}{job.gang.max_workers}" if job.gang.max_workers > job.gang.workers else ""
     if job.state in HOLDING and job.id in held:
         return f"{held[job.id]} of {bounds}" if bounds else str(held[job.id])
     return bounds or str(job.gang.workers)

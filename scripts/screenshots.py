@@ -1,0 +1,91 @@
+"""Take pictures of every page: `python scripts/screenshots.py docs/pictures`, from a service with made-up jobs.
+
+It needs Playwright and an installed Chromium; nothing of the real service is touched.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from lively import Site, lively  # noqa: E402 - it lies beside the tests
+from playwright.sync_api import sync_playwright  # noqa: E402
+
+_WIDE, _NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """One picture.
+
+    Attributes:
+        name: Of the file.
+        path: Of the page.
+        size: Of the window, CSS pixels.
+        scheme: `light` | `dark`.
+        user: Who is signed in; empty: nobody.
+    """
+
+    name: str
+    path: str
+    size: dict[str, int]
+    scheme: str = "light"
+    user: str = "ann"
+
+
+def shots(site: Site) -> Iterator[Shot]:
+    """All pictures that are taken."""
+    yield Shot("sign-in", "/sign-in", _WIDE, user="")
+    yield Shot("queue", "/", _WIDE)
+    yield Shot("queue-dark", "/", _WIDE, "dark")
+    yield Shot("queue-narrow", "/", _NARROW)
+    yield Shot("queue-ended", "/?show=ended", _WIDE)
+    yield Shot("queue-nothing", "/?text=nothing", _WIDE)
+    yield Shot("job", f"/jobs/{site.jobs['main']}", _WIDE)
+    yield Shot("job-dark", f"/jobs/{site.jobs['main']}", _WIDE, "dark")
+    yield Shot("job-narrow", f"/jobs/{site.jobs['main']}", _NARROW)
+    yield Shot("job-failed", f"/jobs/{site.jobs['broken']}", _WIDE)
+    yield Shot("job-done", f"/jobs/{site.jobs['done']}", _WIDE)
+    yield Shot("submit", "/submit?example=camvid-seg-s-mask-14", _WIDE)
+    yield Shot("submit-narrow", "/submit", _NARROW, "dark")
+    yield Shot("not-found", "/jobs/job-aaaaaaaa", _WIDE)
+
+
+def sign_in(page: Any, site: Site, user: str) -> None:
+    """Sign in as a person does."""
+    page.goto(f"{site.url}/sign-in")
+    page.fill("input[name=token]", site.tokens[user])
+    page.click("text=Sign in")
+
+
+def main(folder: Path) -> None:
+    """Take all pictures into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    browser_path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    with tempfile.TemporaryDirectory() as home, lively(Path(home)) as site, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        for shot in shots(site):
+            context = browser.new_context(viewport=shot.size, color_scheme=shot.scheme, locale="en-GB")
+            page = context.new_page()
+            if shot.user:
+                sign_in(page, site, shot.user)
+            page.goto(site.url + shot.path)
+            # The second look: by then the service has asked MLflow, and the log is there.
+            page.wait_for_timeout(400)
+            page.goto(site.url + shot.path)
+            page.wait_for_timeout(900)
+            page.screenshot(path=str(folder / f"{shot.name}.png"), full_page=True)
+            context.close()
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "pictures")
