@@ -1,4 +1,4 @@
-"""Take pictures of every page: `python scripts/screenshots.py docs/pictures`, from a service with made-up jobs.
+"""Take pictures of every page: `python scripts/screenshots.py FOLDER [NAME...]`, from a service with made-up jobs.
 
 It needs Playwright and an installed Chromium; nothing of the real service is touched.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,13 +66,13 @@ def sign_in(page: Any, site: Site, user: str) -> None:
     page.click("text=Sign in")
 
 
-def main(folder: Path) -> None:
-    """Take all pictures into a folder."""
+def main(folder: Path, names: Collection[str]) -> None:
+    """Take the pictures of these names, or all, into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     browser_path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with tempfile.TemporaryDirectory() as home, lively(Path(home)) as site, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        for shot in shots(site):
+        for shot in [shot for shot in shots(site) if not names or shot.name in names]:
             context = browser.new_context(viewport=shot.size, color_scheme=shot.scheme, locale="en-GB")
             page = context.new_page()
             if shot.user:
@@ -88,4 +88,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "pictures")
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "pictures", sys.argv[2:])

@@ -107,7 +107,7 @@ class Past:
             "data": {"shards": "s3://datasets/cityscapes/v2"},
             "train": {"steps": steps, "global_batch": 16},
             "resources": {"workers": workers, "gpus_per_worker": 1, "cpus_per_worker": 4},
-            "queue": {"project": project, **queue},
+            "queue": {"project": project, "time_limit": "12h", **queue},
         }
         return self.queue.submit(to_document(resolve_spec(document)), owner=owner)[0]
 

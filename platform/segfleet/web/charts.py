@@ -65,8 +65,10 @@ def time_line(spans: Sequence[tuple[float, float, str, str]], begin: float, end:
         for left, right, kind, text in spans
     )
     label = "; ".join(clean(text) for *_, text in spans)
-    head = '<svg class="timeline" viewBox="0 0 1000 20" preserveAspectRatio="none" role="img" aria-label="{}">'
-    return Markup(head + '<rect class="span-all" width="1000" height="20"/>{}</svg>').format(label, drawn)
+    return Markup(
+        '<svg class="timeline" viewBox="0 0 1000 20" preserveAspectRatio="none" role="img" aria-label="{}">'
+        '<rect class="span-all" width="1000" height="20"/>{}</svg>'
+    ).format(label, drawn)
 
 
 def _path(points: Points, box: tuple[int, int, int, int]) -> str:

@@ -30,6 +30,8 @@ def figure(value: float) -> str:
         return "0"
     if abs(value) >= 10_000:
         return f"{value / 1000:.4g}k"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
     return f"{value:.2e}".replace("e-0", "e-") if abs(value) < 0.001 else f"{value:.3g}"
 
 

@@ -19,6 +19,7 @@ from starlette.responses import HTMLResponse, Response
 from segfleet.access.sessions import form_key
 from segfleet.cli.output import clean, duration
 from segfleet.errors import SegfleetError
+from segfleet.log_context import fields
 from segfleet.server import problems
 from segfleet.web import charts, figures
 from segfleet.web.visitors import may
@@ -83,6 +84,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(SegfleetError, partial(_answer, _of_error))
     app.add_exception_handler(RequestValidationError, partial(_answer, _of_invalid))
     app.add_exception_handler(HTTPException, partial(_answer, _of_http))
+    # The guard logs what happened.
+    app.add_exception_handler(Exception, partial(_answer, _of_fault))
 
 
 def _of_error(error: Any) -> tuple[HTTPStatus, str, str]:
@@ -97,6 +100,12 @@ def _of_invalid(error: Any) -> tuple[HTTPStatus, str, str]:
 def _of_http(error: Any) -> tuple[HTTPStatus, str, str]:
     status = HTTPStatus(error.status_code)
     return status, f"http_{status.value}", f"{status.phrase.lower()}: there is nothing under this address"
+
+
+def _of_fault(_error: Any) -> tuple[HTTPStatus, str, str]:
+    request_id = fields().get("request_id", "")
+    text = f"the service failed on this request; its log says why, at request {request_id}"
+    return HTTPStatus.INTERNAL_SERVER_ERROR, "internal", text
 
 
 async def _answer(told: Any, request: Request, error: Exception) -> Response:
