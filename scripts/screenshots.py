@@ -16,8 +16,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from lively import Site, lively  # noqa: E402 - it lies beside the tests
 from playwright.sync_api import sync_playwright  # noqa: E402
+
+from lively import Site, lively  # noqa: E402 - it lies beside the tests
 
 _WIDE, _NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 

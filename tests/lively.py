@@ -165,11 +165,13 @@ class Past:
         return max(0.02, best * (1 - math.exp(-5 * step / steps)) + self._dice.gauss(0, 0.004))
 
     def _log(self, attempt_id: str, began: int, step: int, steps: int) -> str:
-        lines = [f"{attempt_id}: 19 classes, 2975 samples, 500 for validation", "\x1b[32mworkers are up\x1b[0m"]
-        for at in range(began + 500, step + 1, max((step - began) // 60, 500)):
-            lines.append(f"step {at}/{steps} loss {self._loss(at, steps):.4f} lr {0.01 * (1 - at / steps) ** 0.9:.2e}")
-        lines.append("warning: <script>alert(1)</script> is no class name; \u202egnp.exe is left out")
-        return "\n".join(lines) + "\n"
+        head = f"{attempt_id}: 19 classes, 2975 samples, 500 for validation\n\x1b[32mworkers are up\x1b[0m"
+        told = [
+            f"step {at}/{steps} loss {self._loss(at, steps):.4f} lr {0.01 * (1 - at / steps) ** 0.9:.2e}"
+            for at in range(began + 500, step + 1, max((step - began) // 60, 500))
+        ]
+        tail = "warning: <script>alert(1)</script> is no class name; \u202egnp.exe is left out\n"
+        return "\n".join([head, *told, tail])
 
 
 def sheets() -> dict[str, bytes]:
@@ -225,9 +227,8 @@ def happen(past: Past, site: Site) -> None:
     flown = past.claim(aerial)
     paused = past.submit("aerial-seg-b-mask-16", "dora", "aerial", 4, 120_000)
     queue.pause(paused.id, "dora")
-    for number, (owner, project, workers) in enumerate(
-        (("ann", "streets", 8), ("cem", "streets", 4), ("bob", "night", 4), ("dora", "aerial", 8), ("eve", "default", 1))
-    ):
+    waiting = (("ann", "streets", 8), ("cem", "streets", 4), ("bob", "night", 4), ("dora", "aerial", 8))
+    for number, (owner, project, workers) in enumerate((*waiting, ("eve", "default", 1))):
         past.at(1.5 - number / 10)
         past.submit(f"{project}-ablation-{number + 1}", owner, project, workers, priority=50 - 10 * (number == 4))
     past.at(0.0)

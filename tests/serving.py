@@ -15,6 +15,7 @@ import httpx
 from fastapi.testclient import TestClient
 
 from factories import migrated_database
+from segfleet.access.sessions import form_key
 from segfleet.errors import ModelError
 from segfleet.queue import lifecycle
 from segfleet.queue.leadership import Office
@@ -28,6 +29,8 @@ from segfleet.settings import Home, Settings
 API_TOKEN = "right-token-of-the-service"
 CODE = "one-time-code"
 URL = "http://127.0.0.1:8700"
+# What browsers say of a request that a page of this service makes.
+FROM_PAGE = {"Accept": "text/html", "Origin": URL, "Sec-Fetch-Site": "same-origin"}
 
 
 @dataclass
@@ -172,6 +175,22 @@ class AppTransport(httpx.BaseTransport):
             self.lost_answers -= 1
             raise httpx.ReadError("connection reset", request=request)
         return httpx.Response(answer.status_code, headers=dict(answer.headers), content=answer.content)
+
+
+def sign_in(service: Service, token: str = API_TOKEN, headers: dict[str, str] = FROM_PAGE) -> httpx.Response:
+    """Post the form of the sign-in; the client keeps the cookie."""
+    answer: Any = service.http.post("/sign-in", data={"token": token}, headers=headers, follow_redirects=False)
+    return answer
+
+
+def session_of(service: Service) -> str:
+    """The id of the session that the client holds."""
+    return str(service.http.cookies["segfleet"])
+
+
+def page_key(service: Service) -> str:
+    """What the forms of the client's session carry."""
+    return form_key(session_of(service))
 
 
 def prepare_spec(**changes: Any) -> dict[str, Any]:

@@ -35,6 +35,18 @@ class Right:
 _VIEW, _USE = Right(Role.VIEWER), Right(Role.USER)
 _OWN, _OPERATE, _ADMIN = Right(Role.USER, of_own_job=True), Right(Role.OPERATOR), Right(Role.ADMIN)
 
+# Of the web page alone; where a page has the path of the API's route, the right is the same.
+PAGE_RIGHTS: Mapping[tuple[str, str], Right | None] = {
+    ("GET", "/sign-in"): None,
+    ("POST", "/sign-in"): None,
+    ("GET", "/static/{name}"): None,
+    ("POST", "/sign-out"): _VIEW,
+    ("GET", "/"): _VIEW,
+    ("GET", "/live"): _VIEW,
+    ("GET", "/jobs/{job_id}/live"): _VIEW,
+    ("GET", "/jobs/{job_id}/pictures/{name}"): _VIEW,
+    ("GET", "/submit"): _USE,
+}
 # None: open, or the caller is an attempt, which proves itself to the route.
 RIGHTS: Mapping[tuple[str, str], Right | None] = {
     ("GET", "/healthz"): None,
@@ -100,16 +112,7 @@ RIGHTS: Mapping[tuple[str, str], Right | None] = {
     ("POST", "/tokens"): _ADMIN,
     ("POST", "/tokens/{token_id}/revoke"): _ADMIN,
     ("GET", "/audit"): _OPERATE,
-    # Of the web page alone; where a page has the path of the API's route, the right is the same.
-    ("GET", "/sign-in"): None,
-    ("POST", "/sign-in"): None,
-    ("GET", "/static/{name}"): None,
-    ("POST", "/sign-out"): _VIEW,
-    ("GET", "/"): _VIEW,
-    ("GET", "/live"): _VIEW,
-    ("GET", "/jobs/{job_id}/live"): _VIEW,
-    ("GET", "/jobs/{job_id}/pictures/{name}"): _VIEW,
-    ("GET", "/submit"): _USE,
+    **PAGE_RIGHTS,
 }
 
 

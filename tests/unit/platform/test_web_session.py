@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,26 +17,17 @@ from segfleet.access.sessions import LIFE_S, form_key
 from segfleet.access.tokens import digest
 from segfleet.errors import UnauthorizedError
 from segfleet.queue.tables import sessions
-from segfleet.server.rights import RIGHTS
+from segfleet.server.rights import PAGE_RIGHTS, RIGHTS
+from segfleet.web.pages import create_pages
 from segfleet.wire import API
-from serving import API_TOKEN, URL, Service
+from serving import API_TOKEN, FROM_PAGE, URL, Service, page_key, session_of, sign_in
 
 HTML = {"Accept": "text/html"}
-OWN = {**HTML, "Origin": URL, "Sec-Fetch-Site": "same-origin"}
-FORM = {**OWN, "Content-Type": "application/x-www-form-urlencoded"}
+FORM = {**FROM_PAGE, "Content-Type": "application/x-www-form-urlencoded"}
 
 
-def sign_in(service: Service, token: str = API_TOKEN, headers: dict[str, str] = OWN) -> Any:
-    return service.http.post("/sign-in", data={"token": token}, headers=headers, follow_redirects=False)
-
-
-def session_of(service: Service) -> str:
-    return str(service.http.cookies["segfleet"])
-
-
-def post(service: Service, path: str, headers: dict[str, str] = OWN, **fields: str) -> Any:
-    key = form_key(session_of(service))
-    return service.http.post(path, data={"key": key, **fields}, headers=headers, follow_redirects=False)
+def post(service: Service, path: str, headers: dict[str, str] = FROM_PAGE, **fields: str) -> Any:
+    return service.http.post(path, data={"key": page_key(service), **fields}, headers=headers, follow_redirects=False)
 
 
 def token_of(service: Service, user: str, role: Role) -> str:
@@ -52,7 +44,7 @@ def test_a_token_opens_a_session_whose_cookie_no_script_and_no_other_site_gets(s
 
 
 def test_over_https_the_cookie_is_secure_and_bound_to_the_host(service: Service) -> None:
-    https = {"token": API_TOKEN}, {**OWN, "Origin": "https://127.0.0.1:8700"}
+    https = {"token": API_TOKEN}, {**FROM_PAGE, "Origin": "https://127.0.0.1:8700"}
     answer = service.http.post(
         "https://127.0.0.1:8700/sign-in", data=https[0], headers=https[1], follow_redirects=False
     )
@@ -66,7 +58,7 @@ def test_whoever_is_not_signed_in_comes_to_the_sign_in_and_no_further(service: S
         answer = service.http.get(path, headers=HTML, follow_redirects=False)
         assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in")
     assert service.http.get("/live").status_code == 401
-    assert service.http.post("/jobs", data={"spec": "kind: train"}, headers=OWN).status_code == 401
+    assert service.http.post("/jobs", data={"spec": "kind: train"}, headers=FROM_PAGE).status_code == 401
     # A bearer token opens the API, no page: pages have no business with what a script holds.
     assert service.http.get("/live", headers=service.bearer).status_code == 401
     assert service.http.get("/sign-in", headers=HTML).status_code == 200
@@ -81,7 +73,7 @@ def test_a_wrong_token_opens_nothing_and_is_not_repeated(service: Service, token
 
 
 def test_who_guesses_is_slowed_down(service: Service) -> None:
-    statuses = [sign_in(service, "wrong").status_code for _ in range(120)]
+    statuses = [sign_in(service, "wrong").status_code for _ in range(105)]
     assert statuses[0] == 401
     assert statuses[-1] == 429
 
@@ -175,10 +167,10 @@ def test_a_form_needs_the_key_of_its_session(service: Service, make_key: Callabl
 def test_pages_take_forms_alone_and_the_api_takes_none(service: Service) -> None:
     sign_in(service)
     job_id = service.submit()["id"]
-    key = {"X-Form-Key": form_key(session_of(service))}
-    assert service.http.post(f"/jobs/{job_id}/cancel", json={}, headers={**OWN, **key}).status_code == 415
+    key = {"X-Form-Key": page_key(service)}
+    assert service.http.post(f"/jobs/{job_id}/cancel", json={}, headers={**FROM_PAGE, **key}).status_code == 415
     # A cookie alone is nothing to the API.
-    assert service.http.post(f"{API}/jobs/{job_id}/cancel", json={}, headers=OWN).status_code == 401
+    assert service.http.post(f"{API}/jobs/{job_id}/cancel", json={}, headers=FROM_PAGE).status_code == 401
     form = service.http.post(f"{API}/jobs/{job_id}/cancel", data={}, headers={**FORM, **service.bearer})
     assert form.status_code == 415
 
@@ -221,6 +213,21 @@ def test_static_files_are_typed_and_nothing_else_is_served(service: Service) -> 
         assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (200, kind)
     for name in ("..%2fpages.py", "%2e%2e/pages.py", "frame.html", "nothing.css"):
         assert service.http.get(f"/static/{name}").status_code in (303, 401, 404)
+
+
+def test_every_page_has_a_right_and_every_right_a_page() -> None:
+    nothing: Any = SimpleNamespace(queue=None)
+    routes: list[Any] = []
+    for route in create_pages(nothing, nothing).routes:
+        routes += route.effective_route_contexts() if hasattr(route, "effective_route_contexts") else [route]
+    found = {(method, route.path) for route in routes for method in route.methods or () if method != "HEAD"}
+    assert found >= PAGE_RIGHTS.keys()
+    assert found <= RIGHTS.keys()
+    assert {route for route in found if RIGHTS[route] is None} == {
+        ("GET", "/sign-in"),
+        ("POST", "/sign-in"),
+        ("GET", "/static/{name}"),
+    }
 
 
 @pytest.mark.parametrize("role", Role)

@@ -1,0 +1,163 @@
+"""A real browser on a service with made-up jobs: what people do, what the console says, and what both widths show."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from factories import close_stores
+from lively import Site, lively
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.xdist_group("browser"),
+    pytest.mark.skipif(BROWSER is None, reason="needs an installed Chromium"),
+]
+SPEC = "kind: prepare\nname: from-the-browser\ndataset: synthetic\nout: /data/shapes\n"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with lively(tmp_path_factory.mktemp("lively")) as site:
+        yield site
+    close_stores()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A page of a fresh browser; nothing may go wrong in it but what a test expects by `page.forgiven`."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    page.set_default_timeout(10_000)
+    wrong: list[str] = []
+    page.forgiven = []
+    page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("requestfailed", lambda request: wrong.append(f"{request.url} {request.failure}"))
+    page.on("response", lambda answer: wrong.append(f"{answer.url} {answer.status}") if answer.status >= 400 else None)
+    yield page
+    # Live parts that are under way are cut off when one goes on to another page.
+    cut_off = re.compile(r"ERR_ABORTED")
+    left = [text for text in wrong if not cut_off.search(text) and not any(part in text for part in page.forgiven)]
+    context.close()
+    assert left == []
+
+
+def sign_in(page: Any, site: Site, user: str) -> None:
+    page.goto(site.url)
+    page.fill("input[name=token]", site.tokens[user])
+    page.click("button:has-text('Sign in')")
+    page.wait_for_selector("h1:has-text('Queue')")
+
+
+@pytest.mark.parametrize("user", ["vera", "ann", "otto", "ada"])
+def test_each_role_signs_in_and_sees_what_it_may_do(page: Any, site: Site, user: str) -> None:
+    sign_in(page, site, user)
+    assert page.locator(".nav a").all_inner_texts() == (["Queue"] if user == "vera" else ["Queue", "New job"])
+    # The job is Ann's.
+    page.click("text=cityscapes-seg-l-mask-16")
+    page.wait_for_selector("h1:has-text('cityscapes-seg-l-mask-16')")
+    shown = {name for name in ("Pause", "Cancel", "Set", "Clone") if page.locator(f".actions >> text={name}").count()}
+    own = {"Pause", "Cancel", "Clone"}
+    assert shown == {"vera": set(), "ann": own, "otto": {*own, "Set"}, "ada": {*own, "Set"}}[user]
+    page.click("text=Sign out")
+    page.wait_for_url("**/sign-in")
+    page.goto(site.url)
+    assert page.url.endswith("/sign-in")
+
+
+def test_a_wrong_token_is_told_so(page: Any, site: Site) -> None:
+    page.forgiven = ["401"]
+    page.goto(site.url)
+    page.fill("input[name=token]", "wrong")
+    page.click("button:has-text('Sign in')")
+    assert "not a token" in page.inner_text("[role=alert]")
+
+
+def test_a_spec_is_checked_while_it_is_typed_then_submitted_and_cancelled(page: Any, site: Site) -> None:
+    sign_in(page, site, "ann")
+    page.click(".nav >> text=New job")
+    page.fill("#spec", SPEC.replace("synthetic", "nothing") + "extra: 1\n")
+    page.wait_for_selector("text=2 problems")
+    page.click("[data-place=extra]")
+    assert page.evaluate("() => getSelection().toString()") == "extra: 1"
+    page.fill("#spec", SPEC)
+    page.wait_for_selector("text=This spec is good")
+    page.click("button:has-text('Submit')")
+    page.wait_for_selector("h1:has-text('from-the-browser')")
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click("button:has-text('Cancel')")
+    page.wait_for_selector(".badge.cancelled")
+
+
+def test_the_queue_moves_by_itself_and_by_keys(page: Any, site: Site) -> None:
+    sign_in(page, site, "ann")
+    job = site.queue.submit({**site.queue.get(site.jobs["paused"]).spec, "name": "just-now"}, owner="ann")[0]
+    page.wait_for_selector("text=just-now")
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    assert page.locator("tr.here").count() == 1
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#log")
+    page.keyboard.press("?")
+    page.wait_for_selector("dialog.keys[open]")
+    page.keyboard.press("Escape")
+    page.keyboard.press("g")
+    page.wait_for_selector("h1:has-text('Queue')")
+    page.keyboard.press("/")
+    page.keyboard.type("just-n")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**text=just-n**")
+    assert page.locator("[data-row]").count() == 1
+    site.queue.cancel(job.id, "ann")
+    page.wait_for_selector("text=Nothing matches")
+
+
+def test_a_job_shows_curves_pictures_and_its_log(page: Any, site: Site) -> None:
+    sign_in(page, site, "ann")
+    page.goto(f"{site.url}/jobs/{site.jobs['main']}")
+    page.wait_for_selector("svg.curve")
+    page.wait_for_selector(".sheet")
+    assert page.locator(".curve").count() == 4
+    page.locator("#sheet-step").fill("0")
+    shown = page.locator(".sheet:visible")
+    assert (shown.count(), shown.get_attribute("data-step")) == (1, "8,000")
+    page.wait_for_function("() => document.getElementById('log').textContent.includes('workers are up')")
+    assert "\x1b" not in page.inner_text("#log")
+    assert "<script>alert(1)</script>" in page.inner_text("#log")
+    page.fill("#log-search", "no class name")
+    page.check("#log-only")
+    assert "lines match" in page.inner_text("#log-count")
+    assert "step 500/" not in page.inner_text("#log")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_pages_fit_both_widths_and_name_what_they_show(page: Any, site: Site, width: int, scheme: str) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    page.emulate_media(color_scheme=scheme)
+    sign_in(page, site, "ann")
+    for path in ("/", "/?show=ended", "/submit", *(f"/jobs/{job_id}" for job_id in site.jobs.values())):
+        page.goto(site.url + path)
+        wide = page.evaluate("() => document.documentElement.scrollWidth")
+        assert wide <= width, path
+        unnamed = page.evaluate(
+            "() => [...document.querySelectorAll('input:not([type=hidden]), select, textarea')]"
+            ".filter((e) => !e.labels.length && !e.ariaLabel).map((e) => e.outerHTML)"
+        )
+        assert unnamed == [], path
+        assert page.locator("h1").count() == 1
