@@ -131,7 +131,7 @@ def test_a_job_shows_curves_pictures_and_its_log(page: Any, site: Site) -> None:
     sign_in(page, site, "ann")
     page.goto(f"{site.url}/jobs/{site.jobs['main']}")
     page.wait_for_selector("svg.curve")
-    page.wait_for_selector(".sheet")
+    page.wait_for_selector(".sheet:visible")
     assert page.locator(".curve").count() == 4
     page.locator("#sheet-step").fill("0")
     shown = page.locator(".sheet:visible")
@@ -145,8 +145,7 @@ def test_a_job_shows_curves_pictures_and_its_log(page: Any, site: Site) -> None:
     assert "step 500/" not in page.inner_text("#log")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_pages_fit_both_widths_and_name_what_they_show(page: Any, site: Site, width: int, scheme: str) -> None:
     page.set_viewport_size({"width": width, "height": 800})
     page.emulate_media(color_scheme=scheme)
