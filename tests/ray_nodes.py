@@ -52,7 +52,6 @@ class Nodes:
             **{name: text for name, text in os.environ.items() if not name.startswith(("RAY_", "SEGFLEET_"))},
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_JOB_STOP_WAIT_TIME_S": "5",
             # A node that is gone is missed within seconds.
             "RAY_health_check_period_ms": "1000",
@@ -109,8 +108,11 @@ def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 @contextmanager
-def ray_nodes(workers: list[str], head: str = "127.0.0.1") -> Iterator[Nodes]:
-    """A head without CPUs, and a node of one CPU at each address."""
+def ray_nodes(workers: list[str], head: str = "127.0.0.4") -> Iterator[Nodes]:
+    """A head without CPUs, and a node of one CPU at each address.
+
+    None of them is 127.0.0.1: Ray takes that for a name of the machine, and replaces it.
+    """
     # Ray's sockets must have short names.
     folder = Path(tempfile.mkdtemp(prefix="sf-"))
     gcs, dashboard, client = free_ports(3)
