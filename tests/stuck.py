@@ -24,6 +24,7 @@ def stop_itself(loop: TrainingLoop, rank: int, folder: Path) -> None:
 
     def must_yield() -> bool:
         if next(steps) == FAULTY_STEP and rank == FAULTY_RANK:
+            time.sleep(1.0)  # until its beats have told of this step
             os.kill(os.getpid(), signal.SIGSTOP)
         return False
 
@@ -41,7 +42,7 @@ def slow_the_loader(loop: TrainingLoop, rank: int, folder: Path) -> None:
     """Each batch of rank 1 takes long."""
     _beat(loop, rank, folder)
     if rank == FAULTY_RANK:
-        _delay_batches(first=0, seconds=0.3)
+        _delay_batches(first=0, seconds=1.5)
 
 
 def _beat(loop: TrainingLoop, rank: int, folder: Path) -> None:

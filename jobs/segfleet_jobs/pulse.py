@@ -71,12 +71,20 @@ class Pulse:
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """In the block this rank waits for the others."""
-        now = self._clock()
-        self._leave(now)
-        self.is_waiting = True
+        self.wait()
         try:
             yield
         finally:
+            self.go_on()
+
+    def wait(self) -> None:
+        """From here on this rank waits for the others."""
+        self._leave(self._clock())
+        self.is_waiting = True
+
+    def go_on(self) -> None:
+        """The others have come, if this rank waited for them."""
+        if self.is_waiting:
             self.is_waiting, self.since = False, self._clock()
 
     def _leave(self, now: float) -> None:

@@ -106,5 +106,9 @@ def _wrap(model: SegmentationModel, spec: TrainSpec, ranks: Ranks) -> nn.Module:
     if ranks.world_size > 1:
         device_ids = [ranks.device] if ranks.device.type == "cuda" else None
         parallel = nn.parallel.DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+        if not spec.train.compile:  # which has no place for such calls
+            # DDP begins a forward with a broadcast of the buffers: to wait there for a straggler is not to be one.
+            parallel.register_forward_pre_hook(lambda *_: ranks.pulse.wait())
+            model.register_forward_pre_hook(lambda *_: ranks.pulse.go_on())
     # Compiled last and beside the plain model: validation has other sizes and stays as it is.
     return cast(nn.Module, torch.compile(parallel)) if spec.train.compile else parallel

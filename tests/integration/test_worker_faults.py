@@ -18,8 +18,8 @@ from stuck import FAULTY_RANK, FAULTY_STEP, slow_the_loader, stall_the_loader, s
 from training import make_dataset, make_train_spec, run_group
 
 pytestmark = pytest.mark.integration
-# A twentieth of the real limits, but for a first step, which takes as long here as there.
-RULES = Rules(still_s=3.0, times=3.0, first_s=45.0, silent_s=3.0, slow_steps=5)
+# A fifth of the real limits: on a busy machine shorter ones take a pause for a hang.
+RULES = Rules(still_s=10.0, times=5.0, first_s=50.0, silent_s=12.0, slow_steps=5)
 
 
 @dataclass
@@ -41,7 +41,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def train(shards: str, folder: Path, fault: Callable[[TrainingLoop, int, Path], None], told: Told) -> None:
-    spec = make_train_spec(shards, "train.steps=16", "train.validate_every=16", "train.checkpoint_every=16")
+    spec = make_train_spec(shards, "train.steps=10", "train.validate_every=10", "train.checkpoint_every=10")
     with Watcher(folder / "beats", told, told.kill, RULES, look_s=0.2):
         run_group(spec, folder / "job", 2, before=partial(fault, folder=folder / "beats"))
 
@@ -71,7 +71,7 @@ def test_a_rank_that_hangs_is_named_shown_and_ended(
     log = capsys.readouterr().out
     waiting, hanging = log.split("segfleet: rank 1, ")
     assert "segfleet: rank 0, all-reduce" in waiting
-    assert "all_reduce" in waiting
+    assert "step.py" in waiting
     expected = "no answer: the process does not run" if fault is stop_itself else "stuck.py"
     assert expected in hanging
 
