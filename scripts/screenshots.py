@@ -80,7 +80,7 @@ def main(folder: Path, names: Collection[str]) -> None:
                 sign_in(page, site, shot.user)
             page.goto(site.url + shot.path)
             # The second look: by then the service has asked MLflow, and the log is there.
-            page.wait_for_timeout(400)
+            page.wait_for_timeout(1200)
             page.goto(site.url + shot.path)
             page.wait_for_timeout(900)
             page.screenshot(path=str(folder / f"{shot.name}.png"), full_page=True)

@@ -96,11 +96,9 @@ def _editor(
 
 @functools.cache
 def _examples() -> Mapping[str, str]:
-    """The ready specs by name: inside the installed package, or in the repository."""
-    package = Path(str(files("segfleet")))
-    folder = next(filter(Path.is_dir, (package / "specs", package.parents[1] / "jobs" / "specs")), None)
-    found = folder.glob("*.yaml") if folder else ()
-    return {path.stem: path.read_text(encoding="utf-8") for path in found}
+    """The ready specs by name; none where the service runs without its repository."""
+    folder = Path(str(files("segfleet"))).parents[1] / "jobs" / "specs"
+    return {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.yaml")}
 
 
 def _text_of(example: str) -> str:
