@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from segfleet.server.rights import RIGHTS
+from segfleet.server.rights import PAGE_RIGHTS
+from segfleet.server.rights import RIGHTS as ALL_RIGHTS
 from serving import Service
 
+RIGHTS = {route: right for route, right in ALL_RIGHTS.items() if route not in PAGE_RIGHTS}
 HANDBOOK = Path(__file__).parents[3] / "docs" / "api.md"
 ROW = re.compile(r"^\| `([A-Z]+) (/\S*)` \| (\w+) \|", re.MULTILINE)
 # `METHOD PATH [BODY]` and, behind an arrow, the status and the answer's document where one is shown.
