@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -75,7 +75,7 @@ class Watcher:
         if isinstance(found, Straggler):
             self._warn(found, now)
         elif isinstance(found, Hang):
-            self._end(found)
+            self._end(found, beats)
 
     def _warn(self, straggler: Straggler, now: float) -> None:
         beat = straggler.beat
@@ -85,13 +85,14 @@ class Watcher:
         print(f"segfleet: {straggler}", flush=True)
         self._tell("straggler", str(straggler), rank=beat.rank, phase=straggler.phase, step=max(beat.step, 0))
 
-    def _end(self, hang: Hang) -> None:
+    def _end(self, hang: Hang, group: Iterable[Beat]) -> None:
         print(f"segfleet: {hang}; the stacks of all ranks:", flush=True)
         self._print_stacks()
         first = hang.beats[0]
         self._tell("fault", str(hang), rank=first.rank, phase=first.phase_name, step=max(first.step, 0))
+        for beat in group:
+            mark_ended(self._folder, beat)  # the others wait for who is ended now, and are not to blame
         for beat in hang.beats:
-            mark_ended(self._folder, beat)
             self._kill(beat)
 
     def _print_stacks(self) -> None:
