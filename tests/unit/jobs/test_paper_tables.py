@@ -191,7 +191,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]
     found = {"trials": trials, "metric": "val/miou", "mode": "max"}
     out = tmp_path_factory.mktemp("report")
     document, page = write_search_report(search_job(spec), found, None, out, lambda _: None)  # type: ignore[arg-type]
-    beside = page.sections[-2]
+    beside = page.sections[0]
     return document, "\n".join([beside.title, *as_text(beside.tables[0]), beside.text])
 
 
