@@ -7,7 +7,7 @@ PAIR := env OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 MARKS_UNIT := not integration and not e2e and not gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit check format bench bench-architectures bench-data bench-model bench-queue soak-queue lock clean
+.PHONY: help setup demo test test-unit check format bench bench-architectures bench-data bench-model bench-pages bench-queue kill-points screenshots soak-queue lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,15 @@ bench-architectures: $(STAMP) ## every architecture at toy size, side by side
 
 bench-queue: $(STAMP) ## submits and scheduling passes with 10,000 jobs
 	@$(BIN)/python benchmarks/bench_queue.py $(ARGS)
+
+bench-pages: $(STAMP) ## the web page over 10,000 jobs, and what open pages cost
+	@$(BIN)/python benchmarks/bench_pages.py $(ARGS)
+
+kill-points: $(STAMP) ## trainings killed at 100 random moments beside undisturbed ones; half an hour
+	@PYTHONPATH=tests $(BIN)/python tests/kill_points.py $(ARGS)
+
+screenshots: $(STAMP) ## pictures of every page into docs/pictures; needs Chromium
+	@$(BIN)/python scripts/screenshots.py docs/pictures
 
 bench-model: $(STAMP) ## the model beside the plain way: forward, step, memory
 	@$(BIN)/python benchmarks/bench_model.py $(ARGS)
