@@ -191,7 +191,8 @@ def _search(story: Story) -> None:
     storm.insist("trials.measured", *trial, {"parameters": 5})
     storm.insist("trials.move", *trial, "succeeded")
     (found,) = storm.insist("trials.of_job", grant.job_id)[1]
-    assert (found["state"], found["reports"], found["parameters"]) == ("succeeded", [shown], 5)
+    reports = [{**shown, "at": found["reports"][0]["at"]}]
+    assert (found["state"], found["reports"], found["parameters"]) == ("succeeded", reports, 5)
     story.end(grant, "complete", {})
 
 

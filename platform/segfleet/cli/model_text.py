@@ -1,4 +1,4 @@
-"""Registered models as text: where a version comes from, and two of them side by side."""
+"""Registered models as text: where a version comes from, two of them side by side, gates and promotions."""
 
 from __future__ import annotations
 
@@ -84,6 +84,21 @@ def comparison_rows(compared: Mapping[str, Any]) -> Iterator[tuple[str, str, str
             if values["a"] is not None or values["b"] is not None:
                 a, b = ("-" if values[side] is None else str(values[side])[:40] for side in ("a", "b"))
                 yield name, a, b, "" if a == b else "differs"
+
+
+def gate_text(rules: Mapping[str, Any]) -> str:
+    """A gate in a sentence."""
+    how = "as validated" if rules["eval"] is None else f"window {rules['eval']['window']}"
+    text = f"{rules['metric']} on {rules['shards']} ({rules['split']}, {how}) better by at least {rules['margin']:g}"
+    if rules["tolerance"] is not None:
+        text += f", or worse by at most {rules['tolerance']:g} at {rules['faster']:g} times the speed"
+    return text
+
+
+def figures_text(promotion: Mapping[str, Any]) -> str:
+    """Both figures of a promotion, as `candidate / holder`."""
+    sides = (promotion["figures"][side] for side in ("candidate", "holder"))
+    return " / ".join(number(None if side is None else side["value"]) for side in sides)
 
 
 def _sides(ours: Version, theirs: Version) -> tuple[tuple[str, Version], tuple[str, Version]]:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from segfleet.cli import promotions
 from segfleet.cli.children import options, require, run_module
-from segfleet.cli.model_text import comparison, comparison_rows, lineage
+from segfleet.cli.model_text import comparison, comparison_rows, figures_text, gate_text, lineage
 from segfleet.cli.output import ago, clean, number, print_json, say, stdout
 from segfleet.client import Client
 from segfleet.errors import SettingsError
@@ -238,7 +238,7 @@ def _show_versions(model: dict[str, Any]) -> None:
     say(model["name"])
     stdout().print(table)
     for gate in model["gates"]:
-        say(f"gate of @{gate['alias']}: {promotions.gate_text(gate['rules'])}")
+        say(f"gate of @{gate['alias']}: {gate_text(gate['rules'])}")
 
 
 def _show_version(version: dict[str, Any]) -> None:
@@ -263,7 +263,7 @@ def _show_promotions(found: list[dict[str, Any]]) -> None:
     for one in found:
         versions = f"{one['holder'] or '-'} -> {one['version']}"
         when = f"{ago(one['updated_at'])} ago"
-        figures = promotions.figures_text(one)
+        figures = figures_text(one)
         _row(table, one["id"], versions, f"@{one['alias']}", one["state"], figures, one["who"], when, one["why"])
     stdout().print(table)
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from segfleet.cli.follow import describe
-from segfleet.cli.output import clean, note, number, print_json, say
+from segfleet.cli.model_text import gate_text
+from segfleet.cli.output import clean, note, print_json, say
 from segfleet.client import Client
 from segfleet.errors import SettingsError
 from segfleet.spec.document import read_document
@@ -121,25 +122,10 @@ def delete(model: Annotated[str, typer.Argument(metavar="NAME/VERSION")], as_jso
         say(f"stays: {what}")
 
 
-def gate_text(rules: dict[str, Any]) -> str:
-    """A gate in a sentence."""
-    how = "as validated" if rules["eval"] is None else f"window {rules['eval']['window']}"
-    text = f"{rules['metric']} on {rules['shards']} ({rules['split']}, {how}) better by at least {rules['margin']:g}"
-    if rules["tolerance"] is not None:
-        text += f", or worse by at most {rules['tolerance']:g} at {rules['faster']:g} times the speed"
-    return text
-
-
 def summary(promotion: dict[str, Any]) -> str:
     """A promotion in a line."""
     who = f"{promotion['model']}/{promotion['version']} -> @{promotion['alias']}"
     return f"{promotion['id']}  {who}  {promotion['state']}: {promotion['why']}"
-
-
-def figures_text(promotion: dict[str, Any]) -> str:
-    """Both figures of a promotion, as `candidate / holder`."""
-    sides = (promotion["figures"][side] for side in ("candidate", "holder"))
-    return " / ".join(number(None if side is None else side["value"]) for side in sides)
 
 
 def _follow(client: Client, promotion: dict[str, Any]) -> dict[str, Any]:

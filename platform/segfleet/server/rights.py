@@ -46,6 +46,7 @@ PAGE_RIGHTS: Mapping[tuple[str, str], Right | None] = {
     ("GET", "/jobs/{job_id}/live"): _VIEW,
     ("GET", "/jobs/{job_id}/pictures/{name}"): _VIEW,
     ("GET", "/submit"): _USE,
+    ("GET", "/operations"): _OPERATE,
 }
 # None: open, or the caller is an attempt, which proves itself to the route.
 RIGHTS: Mapping[tuple[str, str], Right | None] = {

@@ -25,7 +25,7 @@ from segfleet.web import charts, figures
 from segfleet.web.visitors import may
 
 # Address and title of each entry of the navigation; shown to whoever may look at it.
-_SECTIONS = (("/", "Queue"), ("/submit", "New job"))
+_SECTIONS = (("/", "Queue"), ("/models", "Models"), ("/operations", "Operations"), ("/submit", "New job"))
 
 
 def _shown(value: object) -> object:

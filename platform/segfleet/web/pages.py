@@ -9,7 +9,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from segfleet.server.rights import authorize
-from segfleet.web import frame, job_routes, queue_routes, session_routes, submit_routes
+from segfleet.web import frame, job_routes, model_routes, operation_routes, queue_routes, session_routes, submit_routes
 from segfleet.web.curves import Curves
 from segfleet.web.overview import Overview
 from segfleet.web.paths import HEADERS, is_page
@@ -38,7 +38,7 @@ def create_pages(services: Services, access: Access) -> FastAPI:
     app.state.curves = Curves(lambda job_id: services.registry.curves(job_id))
     app.state.overview = Overview(services.queue, app.state.curves)
     app.state.lists = Lists(app.state.overview)
-    for routes in (session_routes, queue_routes, job_routes, submit_routes):
+    for routes in (session_routes, queue_routes, job_routes, submit_routes, model_routes, operation_routes):
         app.include_router(routes.router)
     frame.install(app)
     return app
