@@ -57,6 +57,11 @@ def shots(site: Site) -> Iterator[Shot]:
     yield Shot("job-done", f"/jobs/{site.jobs['done']}", _WIDE)
     yield Shot("submit", "/submit?example=camvid-seg-s-mask-14", _WIDE)
     yield Shot("submit-narrow", "/submit", _NARROW, "dark")
+    yield Shot("models", "/models", _WIDE)
+    yield Shot("model", "/models/segmenter-cityscapes?a=6&b=7", _WIDE)
+    yield Shot("model-narrow", "/models/segmenter-cityscapes", _NARROW, "dark")
+    yield Shot("operations", "/operations", _WIDE, user="ada")
+    yield Shot("operations-narrow", "/operations", _NARROW, user="otto")
     yield Shot("not-found", "/jobs/job-aaaaaaaa", _WIDE)
 
 

@@ -21,6 +21,7 @@ from segfleet.access.desk import Access
 from segfleet.access.roles import Role
 from segfleet.cluster.launcher import RayState
 from segfleet.cluster.ports import free_ports
+from segfleet.promotion.gate import Gate
 from segfleet.queue.dispatcher import Dispatcher
 from segfleet.queue.leadership import Office
 from segfleet.queue.model import Grant, Job
@@ -57,6 +58,63 @@ class Machines(FakeLauncher):
 
     def nodes(self) -> tuple[Node, ...]:
         return (Node(32, 4),) * 3 + (Node(64, 8),)
+
+
+@dataclass
+class Models(FakeRegistry):
+    """A registry with some models; the first has three versions, and one of an alias with a gate."""
+
+    aliases: dict[str, str] = field(default_factory=lambda: {"champion": "6", "candidate": "7"})
+    versions: set[str] = field(default_factory=lambda: {"5", "6", "7"})
+
+    def models(self) -> list[dict[str, Any]]:
+        now = time.time()
+        others = {"segmenter-aerial": 3, "segmenter-night-and-rain": 1}
+        return [
+            self._document("segmenter-cityscapes", dict(self.aliases), "7", now - 3 * HOUR),
+            *(self._document(name, {"champion": "2"}, "2", now - days * 24 * HOUR) for name, days in others.items()),
+        ]
+
+    def model(self, name: str) -> dict[str, Any]:
+        (document,) = (model for model in self.models() if model["name"] == name)
+        return {**document, "versions": [self.version(name, number) for number in sorted(self.versions, reverse=True)]}
+
+    def version(self, name: str, ref: str) -> dict[str, Any]:
+        number = self.aliases[ref.removeprefix("@")] if ref.startswith("@") else ref
+        gain = 0.011 * int(number)
+        metrics = {
+            "miou": 0.687 + gain,
+            "pixel_accuracy": 0.921 + gain / 4,
+            "miou (camvid val, reference-ss)": 0.502 + gain / 2,
+            "boundary_iou": 0.561 + gain,
+        }
+        tags = {
+            "segfleet.variant": "seg-s-mask/16" if number < "7" else "seg-l-mask/16",
+            "segfleet.parameters": "26400000" if number < "7" else "333200000",
+            "segfleet.dataset": "cityscapes",
+            "segfleet.content_id": "9f2c41d07be3" + "0" * 52,
+            "segfleet.base": "vit_small_patch16_384",
+            "segfleet.step": "78000",
+            "segfleet.code_version": "0.1.0",
+            "segfleet.licence.data": "Cityscapes terms, not for commercial use",
+            "segfleet.licence.weights": "Apache-2.0",
+        }
+        return {
+            "name": name,
+            "version": number,
+            "aliases": [alias for alias, version in self.aliases.items() if version == number],
+            "job": "job-aaaaaaaa",
+            "run_id": number * 32,
+            "created_at": time.time() - (8 - int(number)) * 30 * HOUR,
+            "metrics": metrics,
+            "tags": tags,
+        }
+
+    def _known(self, name: str, ref: str = "@champion") -> None:
+        """All of these are."""
+
+    def _document(self, name: str, aliases: dict[str, str], latest: str, at: float) -> dict[str, Any]:
+        return {"name": name, "aliases": aliases, "latest_version": latest, "updated_at": at}
 
 
 @dataclass
@@ -245,7 +303,7 @@ def lively(folder: Path) -> Iterator[Site]:
     """The service with its made-up jobs, at a port of this machine."""
     settings = make_settings(folder / "home", lease_s=1e9, start_deadline_s=1e9)
     queue = make_queue(settings.home.root, MovedClock())  # type: ignore[arg-type]
-    registry = FakeRegistry(pictures=sheets())
+    registry = Models(pictures=sheets())
     office = Office(queue.store, queue.clock, settings.server, settings.leader_lease_s)
     services = Services(settings, queue, registry, lambda: True, office)  # type: ignore[arg-type]
     app = create_app(services, API_TOKEN)
@@ -263,6 +321,10 @@ def lively(folder: Path) -> Iterator[Site]:
     while not server.started:
         time.sleep(0.01)
     try:
+        services.promotions.ask("segmenter-cityscapes", "candidate", "7", who="ann", project="streets")
+        services.promotions.set_gate(
+            "segmenter-cityscapes", "champion", Gate(shards="s3://datasets/cityscapes/v2", margin=0.005), "otto"
+        )
         yield site
     finally:
         services.feed.close()

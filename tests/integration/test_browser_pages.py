@@ -67,7 +67,8 @@ def sign_in(page: Any, site: Site, user: str) -> None:
 @pytest.mark.parametrize("user", ["vera", "ann", "otto", "ada"])
 def test_each_role_signs_in_and_sees_what_it_may_do(page: Any, site: Site, user: str) -> None:
     sign_in(page, site, user)
-    assert page.locator(".nav a").all_inner_texts() == (["Queue"] if user == "vera" else ["Queue", "New job"])
+    pages = ["Queue", "Models", *["Operations"] * (user in ("otto", "ada")), *["New job"] * (user != "vera")]
+    assert page.locator(".nav a").all_inner_texts() == pages
     # The job is Ann's.
     page.click("text=cityscapes-seg-l-mask-16")
     page.wait_for_selector("h1:has-text('cityscapes-seg-l-mask-16')")
@@ -145,12 +146,34 @@ def test_a_job_shows_curves_pictures_and_its_log(page: Any, site: Site) -> None:
     assert "step 500/" not in page.inner_text("#log")
 
 
+def test_a_model_is_compared_and_promoted(page: Any, site: Site) -> None:
+    sign_in(page, site, "ann")
+    page.click(".nav >> text=Models")
+    page.click("text=segmenter-cityscapes")
+    page.select_option("select[name=a]", "6")
+    page.select_option("select[name=b]", "7")
+    page.click("button:has-text('Show')")
+    page.wait_for_selector("text=Version 6 beside version 7")
+    page.fill("input[name=alias] >> nth=0", "shown")
+    page.click("button:has-text('Promote') >> nth=0")
+    page.wait_for_selector(".badge.promoted >> nth=1")
+    assert site.registry.aliases["shown"] == "7"
+
+
+def test_an_operator_sees_who_did_what(page: Any, site: Site) -> None:
+    sign_in(page, site, "otto")
+    page.click(".nav >> text=Operations")
+    page.wait_for_selector("td:has-text('POST /sign-in')")
+    assert page.locator("h2:has-text('Tokens')").count() == 0
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_pages_fit_both_widths_and_name_what_they_show(page: Any, site: Site, width: int, scheme: str) -> None:
     page.set_viewport_size({"width": width, "height": 800})
     page.emulate_media(color_scheme=scheme)
     sign_in(page, site, "ann")
-    for path in ("/", "/?show=ended", "/submit", *(f"/jobs/{job_id}" for job_id in site.jobs.values())):
+    sections = ("/", "/?show=ended", "/submit", "/models", "/models/segmenter-cityscapes?a=6&b=7")
+    for path in (*sections, *(f"/jobs/{job_id}" for job_id in site.jobs.values())):
         page.goto(site.url + path)
         wide = page.evaluate("() => document.documentElement.scrollWidth")
         assert wide <= width, path
