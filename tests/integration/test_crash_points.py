@@ -106,6 +106,8 @@ def tell(story: Story) -> dict[str, JobState]:
     first = story.submit("first", max_retries=5)
     grant = story.claim(first)
     story.beat(grant)
+    fault = {"rank": 1, "phase": "data", "step": 3, "message": "rank 1 stood still"}
+    storm.insist("note_fault", grant.attempt_id, grant.token, "fault", fault)
     story.checkpoint(grant, 10)
     _make_room(story, grant)
     _pause_and_lose(story, first)
