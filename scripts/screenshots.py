@@ -55,6 +55,8 @@ def shots(site: Site) -> Iterator[Shot]:
     yield Shot("job-narrow", f"/jobs/{site.jobs['main']}", _NARROW)
     yield Shot("job-failed", f"/jobs/{site.jobs['broken']}", _WIDE)
     yield Shot("job-done", f"/jobs/{site.jobs['done']}", _WIDE)
+    yield Shot("search", f"/jobs/{site.jobs['search']}", _WIDE)
+    yield Shot("search-narrow", f"/jobs/{site.jobs['search']}", _NARROW, "dark")
     yield Shot("submit", "/submit?example=camvid-seg-s-mask-14", _WIDE)
     yield Shot("submit-narrow", "/submit", _NARROW, "dark")
     yield Shot("models", "/models", _WIDE)

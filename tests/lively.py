@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import threading
@@ -169,6 +170,50 @@ class Past:
         }
         return self.queue.submit(to_document(resolve_spec(document)), owner=owner)[0]
 
+    def search(self, name: str, owner: str, project: str) -> Job:
+        document = {
+            "kind": "search",
+            "name": name,
+            "base": {"data": {"shards": "s3://datasets/cityscapes/v2"}, "train": {"steps": 4_000}},
+            "space": {
+                "model.backbone": ["vit_tiny_patch16_384", "vit_small_patch16_384", "vit_base_patch16_384"],
+                "model.patch_size": [8, 16, 32],
+            },
+            "search": {"max_parallel": 2},
+            "queue": {"project": project},
+        }
+        return self.queue.submit(to_document(resolve_spec(document)), owner=owner)[0]
+
+    def try_out(self, job: Job, grant: Grant) -> None:
+        """All trials of a search; one fails, the weak ones are stopped early."""
+        space, trials, who = job.spec["space"], self.queue.trials, (grant.attempt_id, grant.token)
+        sizes = {"tiny": (5.7e6, 3.0, 0.58), "small": (22e6, 1.6, 0.68), "base": (86e6, 1.0, 0.72)}
+        pairs = itertools.product(space["model.backbone"], space["model.patch_size"])
+        for number, (backbone, patch) in enumerate(pairs, start=1):
+            parameters, speed, best = sizes[backbone.split("_")[1]]
+            best -= {8: 0.0, 16: 0.012, 32: 0.055}[patch]
+            trials.add(*who, number, "trial", {"model.backbone": backbone, "model.patch_size": patch}, 4_000)
+            trials.move(*who, number, "running")
+            last = 4 if best < 0.6 else 8
+            for validation in range(1, last + 1):
+                value = best * (1 - math.exp(-0.45 * validation))
+                shown = {
+                    "validation": validation,
+                    "step": 500 * validation,
+                    "value": value,
+                    "miou": value,
+                    "seconds": 60.0,
+                }
+                trials.report(*who, number, shown)
+            figures = {"parameters": int(parameters), "images_per_s": 14.0 * speed * (patch / 16) ** 1.7}
+            trials.measured(*who, number, figures)
+            if number == 7:
+                trials.move(*who, number, "failed", why="out of memory: 16 pictures of 768 with patch 8")
+            elif last == 8:
+                trials.move(*who, number, "succeeded")
+            else:
+                trials.move(*who, number, "stopped", why="behind the others at step 2,000")
+
     def claim(self, job: Job) -> Grant:
         attempt_id = f"{job.id}-a{self.queue.get(job.id).attempt}"
         return self.queue.claim(attempt_id, self.ray.jobs[attempt_id].env["SEGFLEET_CODE"], INSTANCE)
@@ -265,6 +310,10 @@ def happen(past: Past, site: Site) -> None:
     past.at(8.0)
     past.learn(broken, grants[broken.id], 2_500, 0.9, 0.3)
     past.fail(grants[broken.id], "nan", "loss was not finite for 10 steps in a row, from step 2493 on")
+    search = past.search("patch-and-model-size", "ann", "streets")
+    past.at(7.9)
+    searching = past.claim(search)
+    past.try_out(search, searching)
     past.at(5.0)
     main = past.submit("cityscapes-seg-l-mask-16", "ann", "streets", {"min": 4, "max": 8})
     past.at(4.95)
@@ -294,7 +343,7 @@ def happen(past: Past, site: Site) -> None:
     past.learn(aerial, flown, 31_000, 2.9, 0.61)
     past.learn(odd, grants[odd.id], 52_000, 8.9, 0.58)
     past.at(0.0)
-    names = {"main": main, "done": done, "broken": broken, "odd": odd, "paused": paused}
+    names = {"search": search, "main": main, "done": done, "broken": broken, "odd": odd, "paused": paused}
     site.jobs = {name: job.id for name, job in names.items()}
 
 

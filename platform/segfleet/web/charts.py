@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
@@ -13,7 +14,11 @@ from segfleet.web.figures import figure
 Points = Sequence[tuple[float, float]]
 # Pixels of a curve's drawing, and of the space around it.
 _WIDTH, _HEIGHT = 460, 170
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 10, 10, 22
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 20, 10, 22
+# Left, top, width and height of the field between the axes; lowest and highest x and y.
+_Box = tuple[int, int, int, int]
+_Bounds = tuple[tuple[float, float], tuple[float, float]]
+_BOX: _Box = (_LEFT, _TOP, _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM)
 
 
 def sparkline(points: Points, label: str, width: int = 88, height: int = 22) -> Markup:
@@ -40,13 +45,63 @@ def curve(title: str, points: Points, unit: str = "") -> Markup:
     if len(points) < 2:
         return Markup('<figure class="chart">{}</figcaption><p class="empty">no points yet</p></figure>').format(head)
     latest = Markup('<span class="chart-latest">{}{}</span></figcaption>').format(figure(points[-1][1]), unit)
-    box = (_LEFT, _TOP, _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM)
     label = f"{title}: {len(points)} points, latest {figure(points[-1][1])}{unit} at step {points[-1][0]:.0f}"
     drawing = Markup('<svg class="curve" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
         _WIDTH, _HEIGHT, label
     )
-    drawing += _axes(points, box) + Markup('<path class="line" d="{}"/></svg>').format(_path(points, box))
+    drawing += _axes(_bounds(points), _BOX) + Markup('<path class="line" d="{}"/></svg>').format(_path(points, _BOX))
     return Markup('<figure class="chart">{}{}{}</figure>').format(head, latest, drawing)
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """A point of a scatter.
+
+    Attributes:
+        label: Shown where the pointer is.
+        is_front: Whether it is marked; the marked ones are joined.
+    """
+
+    x: float
+    y: float
+    label: str
+    is_front: bool
+
+
+def curves(title: str, lines: Sequence[tuple[Points, str, bool]]) -> Markup:
+    """Several curves over the steps, in one pair of axes.
+
+    Args:
+        title: Above the drawing.
+        lines: (points, label, whether it is marked) of each; the marked ones are drawn last.
+    """
+    every = [point for points, _, _ in lines for point in points]
+    bounds = _bounds(every)
+    drawn = [
+        Markup('<path class="line {}" d="{}"><title>{}</title></path>').format(
+            "mark" if is_marked else "pale", _path(_widened(points), _BOX, bounds), clean(label)
+        )
+        for points, label, is_marked in sorted(lines, key=lambda line: line[2])
+    ]
+    return _drawing(title, f"{title}: {len(lines)} curves", _axes(bounds, _BOX) + Markup("").join(drawn))
+
+
+def scatter(title: str, spots: Sequence[Spot]) -> Markup:
+    """Points in a pair of axes; a dashed line joins the marked ones."""
+    bounds = _bounds([(spot.x, spot.y) for spot in spots])
+    front = sorted((spot.x, spot.y) for spot in spots if spot.is_front)
+    line = (
+        Markup('<path class="front-line" d="{}"/>').format(_path(front, _BOX, bounds)) if len(front) > 1 else Markup()
+    )
+    dots = [_dot(spot, bounds) for spot in sorted(spots, key=lambda spot: spot.is_front)]
+    return _drawing(title, f"{title}: {len(spots)} points", _axes(bounds, _BOX) + line + Markup("").join(dots))
+
+
+def _dot(spot: Spot, bounds: _Bounds) -> Markup:
+    x, y = _place((spot.x, spot.y), _BOX, bounds)
+    kind, radius = ("dot front", 5) if spot.is_front else ("dot", 4)
+    shape = Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{}"><title>{}</title></circle>')
+    return shape.format(kind, x, y, radius, clean(spot.label))
 
 
 def time_line(spans: Sequence[tuple[float, float, str, str]], begin: float, end: float) -> Markup:
@@ -71,11 +126,30 @@ def time_line(spans: Sequence[tuple[float, float, str, str]], begin: float, end:
     ).format(label, drawn)
 
 
-def _path(points: Points, box: tuple[int, int, int, int]) -> str:
-    left, top, width, height = box
-    (x0, x1), (y0, y1) = _range([x for x, _ in points]), _range([y for _, y in points])
-    placed = ((left + width * (x - x0) / (x1 - x0), top + height * (1 - (y - y0) / (y1 - y0))) for x, y in points)
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in placed)
+def _drawing(title: str, label: str, content: Markup) -> Markup:
+    return Markup(
+        '<figure class="chart"><figcaption><span class="chart-title">{}</span></figcaption>'
+        '<svg class="curve" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg></figure>'
+    ).format(title, _WIDTH, _HEIGHT, label, content)
+
+
+def _path(points: Points, box: _Box, bounds: _Bounds | None = None) -> str:
+    bounds = bounds or _bounds(points)
+    return "M" + "L".join("{:.1f} {:.1f}".format(*_place(point, box, bounds)) for point in points)
+
+
+def _place(point: tuple[float, float], box: _Box, bounds: _Bounds) -> tuple[float, float]:
+    (left, top, width, height), ((x0, x1), (y0, y1)) = box, bounds
+    return left + width * (point[0] - x0) / (x1 - x0), top + height * (1 - (point[1] - y0) / (y1 - y0))
+
+
+def _widened(points: Points) -> Points:
+    """A single point as a short line, which can be seen."""
+    return points if len(points) > 1 else [*points, *points]
+
+
+def _bounds(points: Points) -> _Bounds:
+    return _range([x for x, _ in points]), _range([y for _, y in points])
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
@@ -83,9 +157,8 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     return (low, high) if high > low else (low - (abs(low) or 1) * 0.5, high + (abs(high) or 1) * 0.5)
 
 
-def _axes(points: Points, box: tuple[int, int, int, int]) -> Markup:
-    left, top, width, height = box
-    (x0, x1), (y0, y1) = _range([x for x, _ in points]), _range([y for _, y in points])
+def _axes(bounds: _Bounds, box: _Box) -> Markup:
+    (left, top, width, height), ((x0, x1), (y0, y1)) = box, bounds
     parts = []
     for value in _ticks(y0, y1, 4):
         y = top + height * (1 - (value - y0) / (y1 - y0))

@@ -16,12 +16,14 @@ from segfleet.server.schemas import EmptyBody, PriorityBody, RetryBody
 from segfleet.server.services import JobId, Services, ServicesArg
 from segfleet.web.frame import fragment, page, render
 from segfleet.web.job_view import curves_view, job_view
+from segfleet.web.search_view import search_view
 from segfleet.web.visitors import FormArg
 
 router = APIRouter()
 
 _SHEET = re.compile(r"step-[0-9]{8,12}\.png")
 _PART_TEMPLATES = {"state": "job_state.html", "curves": "job_curves.html", "pictures": "job_pictures.html"}
+_TRIALS = "job_trials.html"
 
 
 @router.get("/jobs/{job_id}")
@@ -29,6 +31,8 @@ def job_page(request: Request, job_id: JobId, services: ServicesArg, caller: Ide
     """A job."""
     values = _values(request, services, caller, job_id)
     parts = {name: render(template, values) for name, template in _PART_TEMPLATES.items()}
+    if values["job"].kind == "search":
+        parts["trials"] = _trials(services, job_id)
     return page(request, "job.html", **{**values, "parts_of": parts})
 
 
@@ -38,15 +42,21 @@ def job_part(
     job_id: JobId,
     services: ServicesArg,
     caller: IdentityArg,
-    part: Annotated[str, Query(pattern="^(state|curves|pictures)$")],
+    part: Annotated[str, Query(pattern="^(state|curves|pictures|trials)$")],
 ) -> Response:
     """A part of a job's page that is open."""
+    if part == "trials":
+        return fragment(request, _trials(services, job_id))
     return fragment(request, render(_PART_TEMPLATES[part], _values(request, services, caller, job_id)))
 
 
 def _values(request: Request, services: Services, caller: IdentityArg, job_id: str) -> dict[str, Any]:
     view = job_view(services, caller, request.state.session, job_id)
     return {**view, **curves_view(services, request.app.state.curves.of(job_id))}
+
+
+def _trials(services: Services, job_id: str) -> str:
+    return render(_TRIALS, {"job": services.queue.get(job_id), **search_view(services, job_id)})
 
 
 @router.get("/jobs/{job_id}/logs")

@@ -36,6 +36,7 @@ _SERIES = (
 _SMALLEST: Mapping[str, Mapping[str, Any]] = {
     "train": {"data": {"shards": "/"}},
     "evaluate": {"model": "m/1", "data": {"shards": "/"}},
+    "search": {"base": {"data": {"shards": "/"}}, "space": {"train.crop": [256, 512]}},
     "prepare": {"dataset": "synthetic", "out": "/"},
 }
 
