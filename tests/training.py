@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Callable
@@ -22,7 +23,8 @@ from segfleet_jobs.checkpoint import Checkpoint, CheckpointRecord
 from segfleet_jobs.evaluation import Picture
 from segfleet_jobs.loop import TrainingLoop
 from segfleet_jobs.ranks import Ranks
-from segfleet_pipelines.batch import Skips
+from segfleet_jobs.step import LaunchedStep
+from segfleet_pipelines.batch import Batch, Skips
 from segfleet_pipelines.manifest import Manifest
 from segfleet_pipelines.writer import prepare
 
@@ -239,3 +241,22 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def note_samples(loop: TrainingLoop, rank: int) -> None:
+    """Have a rank write down what it trains on; not in a test's module, which the ranks' processes cannot import."""
+    build = loop._build
+    attempt = Path(loop._store.home)
+
+    def build_noting(checkpoint: Checkpoint | None) -> None:
+        build(checkpoint)
+        launch = loop._train_step.launch
+
+        def noted(batch: Batch, must_yield: bool = False) -> LaunchedStep:
+            with (attempt.parent / f"{attempt.name}-{rank}.order").open("a") as file:
+                file.write(json.dumps([batch.step, batch.keys]) + "\n")
+            return launch(batch, must_yield)
+
+        loop._train_step.launch = noted  # type: ignore[method-assign]
+
+    loop._build = build_noting  # type: ignore[method-assign]

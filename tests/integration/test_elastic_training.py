@@ -12,9 +12,7 @@ import torch
 from segfleet_jobs.attempt import Yielded
 from segfleet_jobs.checkpoint import Checkpoint, CheckpointRecord, load_checkpoint
 from segfleet_jobs.loop import TrainingLoop
-from segfleet_jobs.step import LaunchedStep
-from segfleet_pipelines.batch import Batch
-from training import RecordingLink, make_dataset, make_train_spec, run_group, start_alone
+from training import RecordingLink, make_dataset, make_train_spec, note_samples, run_group, start_alone
 
 pytestmark = pytest.mark.integration
 # Dropout and stochastic depth draw from a stream a rank; without them nothing depends on the number of ranks.
@@ -41,25 +39,6 @@ def samples(folder: Path) -> dict[int, list[str]]:
             step, keys = json.loads(line)
             found.setdefault(step, []).append((rank, keys))
     return {step: [key for _, keys in sorted(parts) for key in keys] for step, parts in found.items()}
-
-
-def note_samples(loop: TrainingLoop, rank: int) -> None:
-    """Have a rank write down what it trains on; here because the ranks' processes import it by name."""
-    build = loop._build
-    attempt = Path(loop._store.home)
-
-    def build_noting(checkpoint: Checkpoint | None) -> None:
-        build(checkpoint)
-        launch = loop._train_step.launch
-
-        def noted(batch: Batch, must_yield: bool = False) -> LaunchedStep:
-            with (attempt.parent / f"{attempt.name}-{rank}.order").open("a") as file:
-                file.write(json.dumps([batch.step, batch.keys]) + "\n")
-            return launch(batch, must_yield)
-
-        loop._train_step.launch = noted  # type: ignore[method-assign]
-
-    loop._build = build_noting  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("options", [(), ("train.micro_batch=1", "loss.class_weights=[1.0, 2.0, 0.5, 3.0]")])

@@ -236,7 +236,9 @@ def test_other_data_does_not_continue_a_checkpoint(shards: str, tmp_path: Path) 
     document["spec"]["data"]["shards"] = moved.data.shards
     text = json.dumps(document)
     meta.write_text(text)
-    pointer = replace(link.records[-1], sha256=hashlib.sha256(text.encode()).hexdigest())
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    (meta.parent / "meta.sha256").write_text(f"{digest}  meta.json\n")
+    pointer = replace(link.records[-1], sha256=digest)
     with pytest.raises(CheckpointError, match="content id"):
         run_alone(moved, tmp_path / "job", RecordingLink(pointer=pointer), attempt="a2")
 
