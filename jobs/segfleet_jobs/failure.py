@@ -50,6 +50,13 @@ _REPEATABLE = (
 _TELLING = ("nan", "oom", "data", "user", "node", "infra")
 
 
+def cause(error: BaseException) -> BaseException:
+    """The error itself, out of what Ray Train wraps it in: the worker's own, or why the worker could not be asked."""
+    for name in ("_base_exc", "health_check_failure"):
+        error = getattr(error, name, error)
+    return error
+
+
 def classify(error: BaseException) -> tuple[str, str]:
     """(class, message) of an error: user, data, nan, oom, node or infra.
 
@@ -59,7 +66,7 @@ def classify(error: BaseException) -> tuple[str, str]:
     """
     workers = getattr(error, "worker_failures", None)
     if workers:
-        found = [classify(getattr(inner, "_base_exc", inner)) for inner in workers.values()]
+        found = [classify(cause(inner)) for inner in workers.values()]
         return min(found, key=lambda item: _TELLING.index(item[0]))
     name = type(error).__name__
     text = str(error).strip() or name

@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from segfleet.spec.sections import ResourceSpec
 from segfleet_jobs.attempt import AttemptClient, Credentials, Grant, Heart, exit_process
 from segfleet_jobs.failure import classify
-from segfleet_jobs.faults import end_process, name_fault
+from segfleet_jobs.faults import count_memory_kills, end_process, name_fault, name_memory
 from segfleet_jobs.pulse import Beater, read_beats
 from segfleet_jobs.ranks import Ranks
 from segfleet_jobs.watchdog import Beat
@@ -32,6 +32,7 @@ START_FAILURES = 3
 COLLECTIVE_TIMEOUT_S = 1800
 HEALTH_CHECK_S = "0.5"
 _KILL_S = 30.0
+_ASK_S = 10.0
 
 T = TypeVar("T")
 
@@ -129,7 +130,7 @@ def run_group(
             failure_config=FailureConfig(
                 max_failures=0 if one else GROUP_RESTARTS, controller_failure_limit=START_FAILURES
             ),
-            callbacks=[*(one.callbacks if one else ()), FaultTeller(grant.credentials, str(beats))],
+            callbacks=[*(one.callbacks if one else ()), FaultTeller(grant.credentials, str(beats), one is None)],
         ),
     )
     try:
@@ -145,10 +146,11 @@ class FaultTeller(UserCallback):  # type: ignore[misc]
     Args:
         credentials: Of the attempt.
         beats: Folder where the ranks beat.
+        is_alone: The group's end is the attempt's end.
     """
 
-    def __init__(self, credentials: Credentials, beats: str) -> None:
-        self._credentials, self._beats = credentials, beats
+    def __init__(self, credentials: Credentials, beats: str, is_alone: bool) -> None:
+        self._credentials, self._beats, self._is_alone = credentials, beats, is_alone
 
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
         """Some workers have failed: name the one that did so by itself."""
@@ -164,20 +166,40 @@ class FaultTeller(UserCallback):  # type: ignore[misc]
         rank, message = name_fault(worker_exceptions, known)
         beat = known.get(rank)
         phase, step = (None, None) if beat is None else (beat.phase_name, max(beat.step, 0))
+        before, after = (0, 0) if beat is None else (beat.memory_kills, _memory_kills_at(beat.node))
+        of_memory = name_memory(worker_exceptions[rank], before, after)
+        message += f"; {of_memory}" if of_memory else ""
         client = AttemptClient(self._credentials)
         try:
             client.fault("fault", message, rank=rank, phase=phase, step=step)
+            # The same group would run out again, and again; a new attempt is the queue's to grant, once.
+            if of_memory and self._is_alone:
+                client.fail("oom", message)
         finally:
             client.close()
         print(f"segfleet: {message}; the group of workers starts anew or ends", flush=True)
 
 
+def _memory_kills_at(node: str) -> int:
+    """What a machine's kernel counts; 0 if the machine does not answer."""
+    if node == ray.get_runtime_context().get_node_id():
+        return count_memory_kills()
+    try:
+        return cast(int, ray.get(_on(node, count_memory_kills).remote(), timeout=_ASK_S))
+    except ray.exceptions.RayError:
+        return 0
+
+
+def _on(node: str, function: Callable[..., Any]) -> Any:
+    """The function as a Ray task of one machine."""
+    here = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+    return ray.remote(num_cpus=0, max_retries=1, scheduling_strategy=here)(function)
+
+
 def _kill(beat: Beat) -> None:
     """End a rank's process by a task on its machine; one that has gone since is left alone, and so is its number."""
-    here = NodeAffinitySchedulingStrategy(node_id=beat.node, soft=False)
-    task = ray.remote(num_cpus=0, max_retries=1, scheduling_strategy=here)(end_process)
     try:
-        ray.get(task.remote(beat.pid, beat.created), timeout=_KILL_S)
+        ray.get(_on(beat.node, end_process).remote(beat.pid, beat.created), timeout=_KILL_S)
     except ray.exceptions.RayError as error:
         # A machine that does not answer is Ray's to find lost.
         print(f"segfleet: rank {beat.rank} could not be ended: {error}", flush=True)

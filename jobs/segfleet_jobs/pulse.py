@@ -20,12 +20,15 @@ from statistics import median
 
 import psutil
 
+from segfleet_jobs.faults import count_memory_kills
 from segfleet_jobs.watchdog import Beat
 
 BEAT_S = 1.0
 # Just below the silence after which the driver acts: the dump must be there by then.
 STUCK_S = 50.0
 _WINDOW = 20
+# A rank outlives its loader's process, which may be what the kernel killed, by some beats.
+_MEMORY_BEATS = 5
 DUMP_REQUEST = "dump"
 
 
@@ -107,6 +110,7 @@ class Beater:
     def __init__(self, pulse: Pulse, folder: Path, rank: int, node: str, interval_s: float = BEAT_S) -> None:
         self._pulse, self._folder, self._rank, self._node = pulse, folder, rank, node
         self._interval_s, self._count, self._seen_request = interval_s, 0, 0.0
+        self._memory_kills: deque[int] = deque(maxlen=_MEMORY_BEATS)
         self._created = psutil.Process().create_time()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="beater", daemon=True)
@@ -148,6 +152,7 @@ class Beater:
             print(f"segfleet: rank {self._rank} could not write its beat: {error}", flush=True)
 
     def _beat(self) -> Beat:
+        self._memory_kills.append(count_memory_kills())
         pulse, steps = self._pulse, list(self._pulse.steps)
         return Beat(
             rank=self._rank,
@@ -164,6 +169,7 @@ class Beater:
             data_s=median(step[1] for step in steps) if steps else 0.0,
             forward_s=median(step[2] for step in steps) if steps else 0.0,
             sample_s=max(pulse.samples, default=0.0),
+            memory_kills=self._memory_kills[0],
         )
 
 

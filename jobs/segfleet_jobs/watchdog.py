@@ -25,6 +25,7 @@ class Beat:
         num_steps: Steps behind the following medians.
         step_s, data_s, forward_s: Median seconds of a step, of its data and forward without waiting for others.
         sample_s: Longest of the latest samples of a validation; 0: none yet.
+        memory_kills: Processes that the kernel of its machine had killed for want of memory some beats before.
     """
 
     rank: int
@@ -41,6 +42,7 @@ class Beat:
     data_s: float
     forward_s: float
     sample_s: float
+    memory_kills: int
 
     @property
     def place(self) -> tuple[int, int, bool]:

@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 from PIL import Image
 from safetensors.torch import load_file
 
+from crowding import crowded
 from segfleet.client import Client
 from segfleet.cluster.ports import free_ports
 from segfleet.cluster.processes import end_tree, marked
@@ -97,6 +98,11 @@ class Stack:
             except psutil.NoSuchProcess:
                 continue
         return found
+
+    def trainers(self) -> list[psutil.Process]:
+        """The ranks' processes, in no order, without those of their loaders."""
+        workers = self.processes("ray", "RayTrainWorker")
+        return [process for process in workers if process.ppid() not in {other.pid for other in workers}]
 
     def wait_for(self, job_id: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Poll the job until the condition holds; fails if the job ends before."""
@@ -236,8 +242,7 @@ def test_kill_9_of_a_worker_in_mid_run_changes_nothing_in_the_result(stack: Stac
     job_id = stack.client.submit(stack.spec())["id"]
     stack.wait_for(job_id, lambda job: step_of(job) >= 30)
     # Ray names its workers after what they run; the second one is not rank 0 or is, it must not matter.
-    workers = stack.processes("ray", "RayTrainWorker")
-    trainers = [process for process in workers if process.ppid() not in {other.pid for other in workers}]
+    trainers = stack.trainers()
     assert len(trainers) == 2
     trainers[1].kill()
     job = stack.succeed(job_id)
@@ -259,6 +264,20 @@ def test_kill_9_of_a_worker_in_mid_run_changes_nothing_in_the_result(stack: Stac
     assert document["goodput"] == job["goodput"]
     bearer = {"Authorization": f"Bearer {read_token(stack.home.token)}"}
     assert 'segfleet_job_seconds{part="restart"}' in httpx.get(f"{stack.client.url}/metrics", headers=bearer).text
+
+
+def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_told_of_as_that(stack: Stack) -> None:
+    short = {**stack.spec()["train"], "steps": 60, "crop": 96}
+    job_id = stack.client.submit(stack.spec(train=short))["id"]
+    stack.wait_for(job_id, lambda job: step_of(job) >= 5)
+    with crowded() as members:
+        # What it has is not counted, what it takes from now on is.
+        members.write_text(str(stack.trainers()[0].pid))
+        stack.wait_for(job_id, lambda job: len(job["attempts"]) == 2)
+    job = stack.succeed(job_id)
+    failure = job["attempts"][0]["failure"]
+    assert failure["class"] == "oom", failure
+    assert "the kernel killed it; set train.micro_batch" in failure["message"]
 
 
 def test_kill_9_of_the_service_in_mid_run_loses_and_doubles_nothing(stack: Stack, undisturbed: dict[str, Any]) -> None:

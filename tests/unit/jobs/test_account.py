@@ -161,7 +161,7 @@ def test_a_hang_is_told_with_all_stacks_and_ended_once(
 
 def test_a_group_that_failed_is_not_called_silent_while_the_next_one_waits_for_its_place(tmp_path: Path) -> None:
     told_of, beat = Told(), stopped_rank(tmp_path, for_s=65.0)
-    teller = FaultTeller(Credentials("http://127.0.0.1:9", "job-aaaaaaaa-a1", "secret"), str(tmp_path))
+    teller = FaultTeller(Credentials("http://127.0.0.1:9", "job-aaaaaaaa-a1", "secret"), str(tmp_path), True)
     said: list[int] = []
     teller._tell = lambda errors, _known: said.extend(errors)  # type: ignore[method-assign]
     teller.after_exception(None, {0: RuntimeError("killed")})

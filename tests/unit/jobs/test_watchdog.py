@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from segfleet_jobs.faults import name_fault
+from segfleet_jobs.faults import count_memory_kills, name_fault, name_memory
 from segfleet_jobs.watchdog import Beat, Hang, Rules, Seen, Straggler, Watch, verdict
 
 RULES = Rules()
@@ -25,6 +26,7 @@ BEAT = Beat(
     data_s=0.1,
     forward_s=0.2,
     sample_s=0.0,
+    memory_kills=0,
 )
 
 
@@ -133,3 +135,31 @@ def test_the_rank_that_failed_by_itself_is_named_with_its_phase() -> None:
     )
     assert name_fault({0: broken, 1: MemoryError()}, {})[1] == "rank 1 failed: MemoryError"
     assert name_fault({0: broken}, {})[0] == 0
+
+
+def test_a_rank_that_the_kernel_killed_for_want_of_memory_is_told_of_as_that() -> None:
+    died = ConnectionError("The actor died unexpectedly before finishing this task.")
+    assert name_memory(died, before=3, after=3) is None
+    assert "the kernel killed it; set train.micro_batch" in str(name_memory(died, before=3, after=4))
+    # An error of its own is not the kernel's doing, whatever else the kernel does.
+    assert name_memory(ValueError("the weights do not fit"), before=3, after=4) is None
+    assert str(name_memory(MemoryError(), before=0, after=0)).startswith("out of memory; ")
+
+
+def test_ray_s_own_watch_over_the_memory_is_heard_through_what_wraps_it() -> None:
+    class OutOfMemoryError(Exception):
+        """Named like Ray's."""
+
+    class WorkerHealthCheckFailedError(Exception):
+        """Like Ray Train's."""
+
+        health_check_failure = OutOfMemoryError("1 worker(s) were killed due to the node running low on memory.")
+
+    assert name_memory(WorkerHealthCheckFailedError("A worker health check failed."), 0, 0) is not None
+
+
+def test_the_kernel_s_count_is_read(tmp_path: Path) -> None:
+    counters = tmp_path / "vmstat"
+    assert count_memory_kills(counters) == 0
+    counters.write_text("nr_free_pages 5\noom_kill 12\noom_kill_else 3\n")
+    assert count_memory_kills(counters) == 12
