@@ -7,7 +7,7 @@ PAIR := env OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 MARKS_UNIT := not integration and not e2e and not gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit check format bench bench-architectures bench-data bench-model bench-pages bench-queue kill-points screenshots soak-queue lock clean
+.PHONY: help setup demo test test-unit check format fuzz bench bench-architectures bench-data bench-model bench-pages bench-queue kill-points screenshots soak-queue lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,11 @@ bench-queue: $(STAMP) ## submits and scheduling passes with 10,000 jobs
 
 bench-pages: $(STAMP) ## the web page over 10,000 jobs, and what open pages cost
 	@$(BIN)/python benchmarks/bench_pages.py $(ARGS)
+
+fuzz: $(STAMP) ## 20,000 requests made from the OpenAPI document against a real service; ARGS="--seed N"
+	@$(BIN)/python -c "import schemathesis" 2>/dev/null \
+		|| $(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[fuzz]"
+	@PYTHONPATH=tests $(BIN)/python tests/fuzz_api.py $(ARGS)
 
 kill-points: $(STAMP) ## trainings killed at 100 random moments beside undisturbed ones; half an hour
 	@PYTHONPATH=tests $(BIN)/python tests/kill_points.py $(ARGS)
