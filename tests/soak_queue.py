@@ -264,7 +264,9 @@ class Soak:
             job = self.ask("get", job_id)
             if is_terminal(job.state):
                 self.open.discard(job.id)
-            elif job.state == JobState.PAUSED and (self.calm or self.random.random() < 0.1):
+            elif (
+                job.state == JobState.PAUSED and not job.cancel_requested and (self.calm or self.random.random() < 0.1)
+            ):
                 self.ask("resume", job.id, "ann")
 
     def _may_fail(self, job: Job) -> bool:
