@@ -102,6 +102,14 @@ def _start(job: dict[str, Any]) -> str:
     return f" in about {duration(job['starts_at'] - time.time())}" if job["starts_at"] is not None else ""
 
 
+def outlook_text(outlook: dict[str, Any]) -> str:
+    """Where a job would stand in the line if it were submitted now."""
+    if not outlook["place"]:
+        return "it would start at once"
+    start = f", to start{_start(outlook)}" if outlook["starts_at"] is not None else ""
+    return f"it would wait at place {outlook['place']}{start}: {outlook['reason']}"
+
+
 def print_outcome(job: dict[str, Any]) -> None:
     """How a job has ended, and what to do next."""
     result = job["result"] or {}

@@ -13,7 +13,7 @@ from rich.table import Table
 from segfleet.address import NoServiceError
 from segfleet.cli.children import options, require, run_module
 from segfleet.cli.follow import follow_job, print_log
-from segfleet.cli.job_text import job_cells, plan_of, print_job, print_outcome
+from segfleet.cli.job_text import job_cells, outlook_text, plan_of, print_job, print_outcome
 from segfleet.cli.output import ago, note, print_json, say, stdout
 from segfleet.cli.searches import plan_of_search, print_leaderboard, print_left_out, print_plan
 from segfleet.client import Client
@@ -61,9 +61,9 @@ def check(spec: SpecFile, changes: Changes = None, overlays: Overlays = None, as
     """
     try:
         document = _read(spec, changes, overlays)
-        resolved = to_document(resolve_spec(document, str(spec)))
+        resolved, outlook = to_document(resolve_spec(document, str(spec))), None
         if (answer := _ask_service(document)) is not None:
-            resolved = answer["spec"]
+            resolved, outlook = answer["spec"], answer["outlook"]
             _tell_forced(answer["forced"])
     except SpecError as error:
         if as_json:
@@ -71,10 +71,15 @@ def check(spec: SpecFile, changes: Changes = None, overlays: Overlays = None, as
         raise
     is_search = resolved["kind"] == "search"
     if as_json:
-        print_json({"ok": True, "spec": resolved} | ({"plan": plan_of_search(resolved)} if is_search else {}))
+        print_json(
+            {"ok": True, "spec": resolved, "outlook": outlook}
+            | ({"plan": plan_of_search(resolved)} if is_search else {})
+        )
         return
     sys.stdout.write(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=False))
     note(f"{spec} is valid: {plan_of(resolved)}")
+    if outlook is not None:
+        note(outlook_text(outlook))
     if is_search:
         print_plan(resolved)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 from segfleet.queue import lifecycle
-from segfleet.queue.candidates import Broken, Met, candidates, holdings, judge, live_usages, usages
+from segfleet.queue.candidates import Broken, Met, judge, live_usages
 from segfleet.queue.leadership import Term
-from segfleet.queue.model import lane_of
-from segfleet.queue.policy import policy_of
+from segfleet.queue.scene import read_ended_use, read_scene
 from segfleet.queue.scheduling.plan import hand_over, plan
 from segfleet.queue.scheduling.shares import decayed_use
 from segfleet.queue.scheduling.values import Decision, Holding, Node
@@ -17,8 +16,6 @@ from segfleet.queue.store import Store
 
 # Use that has ended is added up anew once in a while; what runs is counted at each turn.
 USE_EVERY_S = 60.0
-# Older use counts less than half a percent.
-_HALF_LIVES = 8
 
 
 class Planner:
@@ -44,20 +41,11 @@ class Planner:
             trouble: Why it is not reachable.
         """
         with self._store.read() as tx:
-            rows, dependencies, attempts = tx.line.queued(), tx.open_dependencies(), tx.open_attempts()
-            jobs = {job.id: job for job in tx.holding_jobs()}
-            policy, half_life_s = policy_of(tx.policies())
-            limited = [row for row in rows if row.time_limit_s is not None and row.attempt > row.budget_from]
-            used_s = {row.id: tx.used_s(row.id, row.budget_from, now) for row in limited}
-            used_s |= {job.id: tx.used_s(job.id, job.budget_from, now) for job in jobs.values()}
-        lanes = {lane: job.id for job in jobs.values() if (lane := lane_of(job.spec)) is not None}
-        blocking = {attempt.job_id: attempt.id for attempt in attempts if not attempt.is_alive}
-        held = holdings(jobs, attempts, used_s, policy.grace_s, now)
-        use = self._use(held, nodes or (), half_life_s, now)
-        line = candidates(rows, used_s, blocking, dependencies, lanes)
+            scene = read_scene(tx, now)
+        use = self._use(scene.held, nodes or (), scene.half_life_s, now)
         if self._hands_over and nodes is not None:
-            return hand_over(line, held, now, use=use, policy=policy)
-        return plan(line, nodes, held, now, use=use, policy=policy, unreachable=trouble)
+            return hand_over(scene.line, scene.held, now, use=use, policy=scene.policy)
+        return plan(scene.line, nodes, scene.held, now, use=use, policy=scene.policy, unreachable=trouble)
 
     def resolve_dependencies(self, now: float) -> None:
         """Let go of jobs whose parents have ended as they should, and end those whose parents have not."""
@@ -92,8 +80,8 @@ class Planner:
         # Without the cluster's size nothing can be told as a share of it.
         if nodes and now - self._counted_at >= USE_EVERY_S:
             with self._store.read() as tx:
-                ended = tx.ended_use(now - _HALF_LIVES * half_life_s)
-            self._ended_use, self._counted_at = decayed_use(usages(ended, nodes), now, half_life_s), now
+                ended = read_ended_use(tx, nodes, half_life_s, now)
+            self._ended_use, self._counted_at = decayed_use(ended, now, half_life_s), now
         fading = 2.0 ** ((self._counted_at - now) / half_life_s) if self._ended_use else 0.0
         total = decayed_use(live_usages(held, nodes), now, half_life_s)
         for project, seconds in self._ended_use.items():

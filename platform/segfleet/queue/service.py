@@ -16,6 +16,7 @@ from segfleet.queue.commands import JobCommands
 from segfleet.queue.goodput import Goodput, split
 from segfleet.queue.model import EVERY_JOB, Attempt, Document, Event, Job, Wanted, gang_of
 from segfleet.queue.policy import beyond_limits, check_rules, difference, force, is_forced, policy_of
+from segfleet.queue.scene import Outlook, outlook
 from segfleet.queue.scheduling.admission import never_fits
 from segfleet.queue.scheduling.values import Gang, Quota
 from segfleet.queue.states import JobState
@@ -53,6 +54,15 @@ class Queue(JobCommands):
         """
         with self.store.read() as tx:
             self._check(tx, spec, owner)
+
+    def outlook(self, spec: Document, owner: str) -> Outlook | None:
+        """Where a job that `check` passes would stand in the line if it were submitted now; None: nobody can tell.
+
+        Raises:
+            UnknownJobError: it follows a job that is not there.
+        """
+        with self.store.read() as tx:
+            return outlook(tx, self.board.nodes, spec, owner, self.clock())
 
     def _check(self, tx: Transaction, spec: Document, owner: str) -> None:
         if problems := beyond_limits(tx.policies(), spec):

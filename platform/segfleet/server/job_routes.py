@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ from segfleet.server.schemas import (
     JobAnswer,
     JobDetailAnswer,
     JobsAnswer,
+    OutlookAnswer,
     PriorityBody,
     RetryBody,
     SpecBody,
@@ -52,10 +54,12 @@ _LOG: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schem
 
 @router.post("/check")
 def check(body: SpecBody, services: ServicesArg, caller: IdentityArg) -> CheckAnswer:
-    """Validate a spec, fill in its defaults and ask all that `submit` asks; nothing is stored."""
+    """Validate a spec, fill in its defaults, ask all that `submit` asks, tell how it would wait; store nothing."""
     spec, forced = _resolved(body, services, caller)
     services.queue.check(spec, caller.user)
-    return CheckAnswer(spec=spec, needs=needs_of(gang_of(spec)), forced=list(forced))
+    found = None if services.settings.hands_over else services.queue.outlook(spec, caller.user)
+    outlook = None if found is None else OutlookAnswer(**asdict(found))
+    return CheckAnswer(spec=spec, needs=needs_of(gang_of(spec)), forced=list(forced), outlook=outlook)
 
 
 @router.post(

@@ -290,12 +290,25 @@ class EventsAnswer(Page):
     events: list[EventAnswer]
 
 
+class OutlookAnswer(BaseModel):
+    """Where a job would stand in the line if it were submitted now."""
+
+    place: int = Field(description="from 1; 0: it would start at once")
+    reason: str = Field(description="why it would wait; empty: it would not")
+    starts_at: float | None = Field(
+        description="seconds since the epoch, if all before it took as long as their limits; null: nobody can tell"
+    )
+
+
 class CheckAnswer(BaseModel):
-    """A valid spec with every default filled in, and what one attempt of it occupies."""
+    """A valid spec with every default filled in, what one attempt of it occupies, and how long it would wait."""
 
     spec: dict[str, Any]
     needs: dict[str, int]
     forced: list[str] = Field(description="where the operator's values stand instead of the user's")
+    outlook: OutlookAnswer | None = Field(
+        description="null if nobody can tell: no cluster answers, its quotas are Kueue's, or too many jobs wait"
+    )
 
 
 class GrantAnswer(BaseModel):

@@ -13,7 +13,7 @@ import yaml
 from fastapi import APIRouter, Query, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from segfleet.cli.job_text import plan_of
+from segfleet.cli.job_text import outlook_text, plan_of
 from segfleet.errors import Problem, SegfleetError, SpecError
 from segfleet.server import job_routes
 from segfleet.server.rights import IdentityArg
@@ -21,7 +21,7 @@ from segfleet.server.schemas import SpecBody
 from segfleet.server.services import ServicesArg, valid_job_id
 from segfleet.spec.document import parse_document
 from segfleet.web.frame import page, render
-from segfleet.web.visitors import FormArg, OverviewArg
+from segfleet.web.visitors import FormArg
 
 router = APIRouter()
 
@@ -50,16 +50,14 @@ def submit_page(
 
 
 @router.post("/check")
-def check(form: FormArg, services: ServicesArg, caller: IdentityArg, overview: OverviewArg) -> Response:
+def check(form: FormArg, services: ServicesArg, caller: IdentityArg) -> Response:
     """What is wrong with a spec, or what it would do: a part of the page."""
     try:
         found = job_routes.check(_body(form), services, caller)
     except SegfleetError as error:
         return HTMLResponse(render("check.html", {"problems": problems_of(error), "plan": None}))
-    ahead = sum(
-        row.state == "queued" and row.priority >= found.spec["queue"]["priority"] for row in overview.look().active
-    )
-    values = {"plan": plan_of(found.spec), "needs": found.needs, "forced": found.forced, "ahead": ahead}
+    wait = "nobody can tell" if found.outlook is None else outlook_text(found.outlook.model_dump())
+    values = {"plan": plan_of(found.spec), "needs": found.needs, "forced": found.forced, "wait": wait}
     return HTMLResponse(render("check.html", {"problems": (), **values}))
 
 

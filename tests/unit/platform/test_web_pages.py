@@ -90,6 +90,10 @@ def test_a_job_is_submitted_seen_cloned_and_cancelled(service: Service) -> None:
     spec = "\n".join(f"{key}: {value}" for key, value in prepare_spec().items())
     good = service.http.post("/check", data={"key": page_key(service), "spec": spec}, headers=FROM_PAGE).text
     assert "prepare synthetic into /data/shapes" in good
+    assert "nobody can tell" in good
+    service.queue.board = Board(nodes=(Node(4, 0),))
+    good = service.http.post("/check", data={"key": page_key(service), "spec": spec}, headers=FROM_PAGE).text
+    assert "it would start at once" in good
     made = service.http.post(
         "/jobs", data={"key": page_key(service), "spec": spec}, headers=FROM_PAGE, follow_redirects=False
     )
