@@ -47,6 +47,9 @@ PAGE_RIGHTS: Mapping[tuple[str, str], Right | None] = {
     ("GET", "/jobs/{job_id}/pictures/{name}"): _VIEW,
     ("GET", "/submit"): _USE,
     ("GET", "/operations"): _OPERATE,
+    ("GET", "/datasets"): _VIEW,
+    ("GET", "/datasets/{dataset_id}"): _VIEW,
+    ("GET", "/datasets/{dataset_id}/sheet"): _VIEW,
 }
 # None: open, or the caller is an attempt, which proves itself to the route.
 RIGHTS: Mapping[tuple[str, str], Right | None] = {

@@ -39,6 +39,15 @@ def bar(share: float | None, kind: str = "on") -> Markup:
     ).format(kind, filled)
 
 
+def swatch(colour: tuple[int, int, int]) -> Markup:
+    """A small field of a colour, red, green and blue of 0 to 255."""
+    red, green, blue = (min(max(part, 0), 255) for part in colour)
+    return Markup(
+        '<svg class="swatch" viewBox="0 0 10 10" aria-hidden="true">'
+        '<rect width="10" height="10" rx="2" fill="#{:02x}{:02x}{:02x}"/></svg>'
+    ).format(red, green, blue)
+
+
 def curve(title: str, points: Points, unit: str = "") -> Markup:
     """A curve over the steps with axes, its title and its latest value."""
     head = Markup('<figcaption><span class="chart-title">{}</span>').format(title)

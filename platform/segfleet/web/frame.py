@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse, Response
 
 from segfleet.access.sessions import form_key
 from segfleet.cli.output import clean, duration
+from segfleet.cli.retention import size_text
 from segfleet.errors import SegfleetError
 from segfleet.log_context import fields
 from segfleet.server import problems
@@ -25,7 +26,13 @@ from segfleet.web import charts, figures
 from segfleet.web.visitors import may
 
 # Address and title of each entry of the navigation; shown to whoever may look at it.
-_SECTIONS = (("/", "Queue"), ("/models", "Models"), ("/operations", "Operations"), ("/submit", "New job"))
+_SECTIONS = (
+    ("/", "Queue"),
+    ("/models", "Models"),
+    ("/datasets", "Datasets"),
+    ("/operations", "Operations"),
+    ("/submit", "New job"),
+)
 
 
 def _shown(value: object) -> object:
@@ -49,6 +56,7 @@ _templates.filters |= {
     "count": figures.count,
     "duration": duration,
     "percent": figures.percent,
+    "size": size_text,
     "stamp": figures.stamp,
 }
 

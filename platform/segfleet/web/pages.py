@@ -9,8 +9,18 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from segfleet.server.rights import authorize
-from segfleet.web import frame, job_routes, model_routes, operation_routes, queue_routes, session_routes, submit_routes
+from segfleet.web import (
+    dataset_routes,
+    frame,
+    job_routes,
+    model_routes,
+    operation_routes,
+    queue_routes,
+    session_routes,
+    submit_routes,
+)
 from segfleet.web.curves import Curves
+from segfleet.web.datasets import Inspections
 from segfleet.web.overview import Overview
 from segfleet.web.paths import HEADERS, is_page
 from segfleet.web.queue_routes import Lists
@@ -19,6 +29,16 @@ from segfleet.web.visitors import require_own_page
 if TYPE_CHECKING:
     from segfleet.access.desk import Access
     from segfleet.server.services import Services
+
+_ROUTES = (
+    session_routes,
+    queue_routes,
+    job_routes,
+    submit_routes,
+    model_routes,
+    dataset_routes,
+    operation_routes,
+)
 
 
 def create_pages(services: Services, access: Access) -> FastAPI:
@@ -38,7 +58,8 @@ def create_pages(services: Services, access: Access) -> FastAPI:
     app.state.curves = Curves(lambda job_id: services.registry.curves(job_id))
     app.state.overview = Overview(services.queue, app.state.curves)
     app.state.lists = Lists(app.state.overview)
-    for routes in (session_routes, queue_routes, job_routes, submit_routes, model_routes, operation_routes):
+    app.state.inspections = Inspections(services.settings.home.root / "cache" / "inspections")
+    for routes in _ROUTES:
         app.include_router(routes.router)
     frame.install(app)
     return app

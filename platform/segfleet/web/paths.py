@@ -8,7 +8,9 @@ from http.cookies import CookieError, SimpleCookie
 SIGN_IN = "/sign-in"
 STATIC = "/static/"
 FORM = "application/x-www-form-urlencoded"
-_SECTIONS = frozenset({"", "sign-in", "sign-out", "static", "live", "jobs", "submit", "check", "models", "operations"})
+_SECTIONS = frozenset(
+    {"", "sign-in", "sign-out", "static", "live", "jobs", "submit", "check", "models", "datasets", "operations"}
+)
 # Nothing from elsewhere, nothing inline: a name that slipped through unescaped could still not run.
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +31,8 @@ VALUES = {
 
 
 def table() -> set[tuple[str, str]]:
-    nothing: Any = SimpleNamespace(queue=SimpleNamespace(store=None, clock=None))
+    home = SimpleNamespace(root=Path("nowhere"))
+    nothing: Any = SimpleNamespace(queue=SimpleNamespace(store=None, clock=None), settings=SimpleNamespace(home=home))
     routes: list[Any] = []
     for route in create_app(nothing, "unused").routes:
         routes += route.effective_route_contexts() if hasattr(route, "effective_route_contexts") else [route]

@@ -1,0 +1,63 @@
+"""Routes of the datasets' pages: what was prepared, what is in it, and who uses it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
+from starlette.responses import Response
+
+from segfleet.errors import ModelError
+from segfleet.queue.model import EVERY_JOB
+from segfleet.server.services import Services, ServicesArg
+from segfleet.web import datasets
+from segfleet.web.datasets import Dataset
+from segfleet.web.frame import page
+
+router = APIRouter()
+
+_USES = 100
+
+DatasetId = Annotated[str, Path(pattern=r"^[0-9a-f]{12}$")]
+
+
+@router.get("/datasets")
+def datasets_page(request: Request, services: ServicesArg) -> Response:
+    """All datasets that jobs have made or read."""
+    found = datasets.datasets(services.queue.list(EVERY_JOB, datasets.MOST_JOBS))
+    return page(request, "datasets.html", datasets=found, now=services.queue.clock(), most=datasets.MOST_JOBS)
+
+
+@router.get("/datasets/{dataset_id}")
+def dataset_page(request: Request, dataset_id: DatasetId, services: ServicesArg) -> Response:
+    """A dataset with its classes, a sheet of pictures, and its jobs."""
+    dataset = _known(services, dataset_id)
+    inspection = None
+    if dataset.sketch is not None:
+        inspection = request.app.state.inspections.of(dataset.location, dataset.sketch.content_id)
+    return page(
+        request,
+        "dataset.html",
+        dataset=dataset,
+        sketch=dataset.sketch,
+        inspection=inspection,
+        uses=dataset.uses[:_USES],
+        now=services.queue.clock(),
+    )
+
+
+@router.get("/datasets/{dataset_id}/sheet")
+def sheet(request: Request, dataset_id: DatasetId, services: ServicesArg) -> Response:
+    """The sheet of pictures."""
+    dataset = _known(services, dataset_id)
+    content = None if dataset.sketch is None else request.app.state.inspections.sheet(dataset.sketch.content_id)
+    if content is None:
+        raise ModelError("this dataset has no sheet of pictures yet")
+    return Response(content, headers={"Cache-Control": "private, max-age=3600"}, media_type="image/png")
+
+
+def _known(services: Services, dataset_id: str) -> Dataset:
+    for dataset in datasets.datasets(services.queue.list(EVERY_JOB, datasets.MOST_JOBS)):
+        if dataset.id == dataset_id:
+            return dataset
+    raise ModelError(f"none of the latest {datasets.MOST_JOBS} jobs names this dataset")
