@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from playwright.sync_api import sync_playwright  # noqa: E402
 
-from lively import Site, lively  # noqa: E402 - it lies beside the tests
+from lively import Site, add_dataset, lively  # noqa: E402 - it lies beside the tests
 
 _WIDE, _NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 
@@ -62,6 +62,10 @@ def shots(site: Site) -> Iterator[Shot]:
     yield Shot("models", "/models", _WIDE)
     yield Shot("model", "/models/segmenter-cityscapes?a=6&b=7", _WIDE)
     yield Shot("model-narrow", "/models/segmenter-cityscapes", _NARROW, "dark")
+    yield Shot("datasets", "/datasets", _WIDE)
+    yield Shot("datasets-narrow", "/datasets", _NARROW)
+    yield Shot("dataset", f"/datasets/{site.dataset}", _WIDE)
+    yield Shot("dataset-narrow", f"/datasets/{site.dataset}", _NARROW, "dark")
     yield Shot("operations", "/operations", _WIDE, user="ada")
     yield Shot("operations-narrow", "/operations", _NARROW, user="otto")
     yield Shot("not-found", "/jobs/job-aaaaaaaa", _WIDE)
@@ -79,6 +83,7 @@ def main(folder: Path, names: Collection[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     browser_path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with tempfile.TemporaryDirectory() as home, lively(Path(home)) as site, sync_playwright() as playwright:
+        add_dataset(site, Path(home) / "landscapes")
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
         for shot in [shot for shot in shots(site) if not names or shot.name in names]:
             context = browser.new_context(viewport=shot.size, color_scheme=shot.scheme, locale="en-GB")

@@ -31,10 +31,13 @@ from segfleet.queue.service import Queue
 from segfleet.server.api import create_app
 from segfleet.server.services import Services
 from segfleet.settings import Settings
+from segfleet.spec.kinds import PrepareSpec
 from segfleet.spec.resolve import resolve_spec, to_document
+from segfleet.web.datasets import id_of
 from segfleet_jobs.pictures import prediction_sheet
 from segfleet_pipelines.datasets.synthetic import CLASSES, IGNORE_INDEX, draw_landscape
 from segfleet_pipelines.manifest import FileInfo, Manifest, SplitInfo
+from segfleet_pipelines.writer import prepare
 from serving import API_TOKEN, FakeRegistry
 from world import INSTANCE
 
@@ -126,6 +129,7 @@ class Site:
         url: Of its pages.
         tokens: By user.
         jobs: Ids by name.
+        dataset: Id of the page of a dataset that is there; empty: none is.
     """
 
     url: str
@@ -133,6 +137,19 @@ class Site:
     registry: FakeRegistry
     tokens: dict[str, str] = field(default_factory=dict)
     jobs: dict[str, str] = field(default_factory=dict)
+    dataset: str = ""
+
+
+def add_dataset(site: Site, out: Path) -> None:
+    """Prepare one for real, and let a job of ann's have made it and another read it."""
+    spec = {"kind": "prepare", "name": "landscapes", "dataset": "synthetic", "samples": 60, "out": str(out)}
+    resolved = resolve_spec(spec)
+    assert isinstance(resolved, PrepareSpec)
+    prepare(resolved)
+    train = {"kind": "train", "name": "landscapes-seg-s", "data": {"shards": str(out)}}
+    for document in (spec, train):
+        site.queue.submit(to_document(resolve_spec(document)), owner="ann")
+    site.dataset = id_of(str(out))
 
 
 class Past:
