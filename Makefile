@@ -7,7 +7,7 @@ PAIR := env OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 MARKS_UNIT := not integration and not e2e and not gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit check format fuzz bench bench-architectures bench-data bench-model bench-pages bench-queue kill-points screenshots soak-queue lock clean
+.PHONY: help setup demo test test-unit check format fuzz bench bench-architectures bench-data bench-model bench-pages bench-queue kill-points screenshots soak soak-queue test-all lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,8 @@ test: test-unit ## all tests: unit, then integration, then end to end
 	$(BIN)/python scripts/with_postgres.py $(PAIR) tests/unit/platform tests/integration -m "not gpu" -k postgres
 	$(PAIR) tests -m "integration and not gpu"
 	$(BIN)/pytest tests/e2e -m "e2e and not gpu"
+
+test-all: test soak ## all tests, then five minutes of faults
 
 test-unit: $(STAMP) ## the quick tests: no network, no Ray
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests/unit -m "$(MARKS_UNIT)"
@@ -71,6 +73,9 @@ screenshots: $(STAMP) ## pictures of every page into docs/pictures; needs Chromi
 
 bench-model: $(STAMP) ## the model beside the plain way: forward, step, memory
 	@$(BIN)/python benchmarks/bench_model.py $(ARGS)
+
+soak: $(STAMP) ## five minutes of a real stack under a fault every 15 s; ARGS="--minutes N --seed N"
+	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python tests/soak_stack.py $(ARGS)
 
 soak-queue: $(STAMP) ## 10,000 jobs under 1,000 kills of the service, on SQLite and PostgreSQL; ARGS="--seed N"
 	PYTHONPATH=tests $(BIN)/python tests/soak_queue.py $(ARGS)

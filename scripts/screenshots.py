@@ -95,6 +95,8 @@ def main(folder: Path, names: Collection[str]) -> None:
             page.wait_for_timeout(1200)
             page.goto(site.url + shot.path)
             page.wait_for_timeout(900)
+            # A dataset is looked at by a process of its own.
+            page.wait_for_function("!document.querySelector('[aria-busy=true]')", timeout=20_000)
             page.screenshot(path=str(folder / f"{shot.name}.png"), full_page=True)
             context.close()
         browser.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import random
 import re
 import threading
@@ -74,7 +75,11 @@ def behind_faults(url: str, faults: Faults) -> Iterator[str]:
             return
         if fault == "slow":
             time.sleep(faults.slow_s)
-        answer = request.forward(body)
+        try:
+            answer = request.forward(body)
+        except (OSError, http.client.HTTPException):  # the server itself has been killed
+            request.close_connection = True
+            return
         if fault == "lost":
             request.close_connection = True
         elif fault == "cut":

@@ -22,8 +22,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(home: Path, port: int, **variables: str) -> subprocess.Popen[str]:
-    """The service on a home; Ray and MLflow are nowhere unless the variables say where."""
+def start(home: Path, port: int, log: Path | None = None, **variables: str) -> subprocess.Popen[str]:
+    """The service on a home; Ray and MLflow are nowhere unless the variables say where.
+
+    Args:
+        home: Of the service.
+        port: Where it listens.
+        log: Takes what it says, appended; None: pipes.
+        variables: More of its environment.
+    """
     environment = {
         **{name: text for name, text in os.environ.items() if not name.startswith("SEGFLEET_")},
         "SEGFLEET_HOME": str(home),
@@ -33,7 +40,10 @@ def start(home: Path, port: int, **variables: str) -> subprocess.Popen[str]:
         **variables,
     }
     command = [sys.executable, "-m", "segfleet.server"]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    if log is None:
+        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with log.open("a", encoding="utf-8") as out:
+        return subprocess.Popen(command, env=environment, stderr=out, stdout=out, text=True)
 
 
 @contextmanager
@@ -66,6 +76,21 @@ def mlflow_server(folder: Path, artifacts: str = "", **variables: str) -> Iterat
     """An MLflow server with its files in a folder, or its artifacts elsewhere; its URL."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
+    process = start_mlflow(folder, port, artifacts, **variables)
+    try:
+        await_mlflow(url, process)
+        yield url
+    finally:
+        os.killpg(process.pid, 15)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            process.wait()
+
+
+def start_mlflow(folder: Path, port: int, artifacts: str = "", **variables: str) -> subprocess.Popen[bytes]:
+    """An MLflow server in a session of its own, with its files in a folder, or its artifacts elsewhere."""
     flags = [
         f"--port={port}",
         "--host=127.0.0.1",
@@ -75,8 +100,8 @@ def mlflow_server(folder: Path, artifacts: str = "", **variables: str) -> Iterat
     ]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "mlflow", "server", *flags]
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
+    with (folder / "server.log").open("ab") as log:
+        return subprocess.Popen(
             command,
             cwd=folder,
             stdout=log,
@@ -84,19 +109,10 @@ def mlflow_server(folder: Path, artifacts: str = "", **variables: str) -> Iterat
             env={**os.environ, **quiet, **variables},
             start_new_session=True,
         )
-        try:
-            _await_health(url, process)
-            yield url
-        finally:
-            os.killpg(process.pid, 15)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, 9)
-                process.wait()
 
 
-def _await_health(url: str, process: subprocess.Popen[bytes]) -> None:
+def await_mlflow(url: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until the server answers."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         try:
