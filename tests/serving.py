@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -196,6 +197,12 @@ def page_key(service: Service) -> str:
 def prepare_spec(**changes: Any) -> dict[str, Any]:
     """A short valid spec as a user writes it."""
     return {"kind": "prepare", "name": "shapes", "dataset": "synthetic", "out": "/data/shapes", **changes}
+
+
+def no_services() -> Any:
+    """Stands for the services of an application of which only the routes are looked at."""
+    settings = SimpleNamespace(home=SimpleNamespace(root=Path("nowhere")))
+    return SimpleNamespace(queue=SimpleNamespace(store=None, clock=None), settings=settings)
 
 
 def make_shards(folder: Path) -> str:

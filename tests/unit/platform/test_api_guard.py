@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import re
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,15 +17,14 @@ from segfleet.errors import SettingsError
 from segfleet.server.api import create_app
 from segfleet.server.guard import MAX_BODY_BYTES, Guard
 from segfleet.server.limits import Rate
-from serving import API_TOKEN, URL
+from serving import API_TOKEN, URL, no_services
 
 OPEN = {"/healthz"}
 
 
 def routes() -> list[tuple[str, str]]:
     # The table needs no services: they are only touched by requests.
-    nothing: Any = SimpleNamespace(queue=SimpleNamespace(store=None, clock=None))
-    app = create_app(nothing, "unused")
+    app = create_app(no_services(), "unused")
     paths = [
         (method, route.path)
         for route in _flat(app.routes)

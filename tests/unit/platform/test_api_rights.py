@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +12,7 @@ from segfleet.server.api import create_app
 from segfleet.server.rights import PAGE_RIGHTS, Right
 from segfleet.server.rights import RIGHTS as ALL_RIGHTS
 from segfleet.wire import API
-from serving import API_TOKEN, prepare_spec
+from serving import API_TOKEN, no_services, prepare_spec
 
 # The pages have a test of their own: they ask for a session instead of a token.
 RIGHTS = {route: right for route, right in ALL_RIGHTS.items() if route not in PAGE_RIGHTS}
@@ -31,10 +29,8 @@ VALUES = {
 
 
 def table() -> set[tuple[str, str]]:
-    home = SimpleNamespace(root=Path("nowhere"))
-    nothing: Any = SimpleNamespace(queue=SimpleNamespace(store=None, clock=None), settings=SimpleNamespace(home=home))
     routes: list[Any] = []
-    for route in create_app(nothing, "unused").routes:
+    for route in create_app(no_services(), "unused").routes:
         routes += route.effective_route_contexts() if hasattr(route, "effective_route_contexts") else [route]
     methods = ((method, route.path) for route in routes for method in route.methods or ())
     return {

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from segfleet.queue.tables import sessions
 from segfleet.server.rights import PAGE_RIGHTS, RIGHTS
 from segfleet.web.pages import create_pages
 from segfleet.wire import API
-from serving import API_TOKEN, FROM_PAGE, URL, Service, page_key, session_of, sign_in
+from serving import API_TOKEN, FROM_PAGE, URL, Service, no_services, page_key, session_of, sign_in
 
 HTML = {"Accept": "text/html"}
 FORM = {**FROM_PAGE, "Content-Type": "application/x-www-form-urlencoded"}
@@ -216,9 +215,8 @@ def test_static_files_are_typed_and_nothing_else_is_served(service: Service) -> 
 
 
 def test_every_page_has_a_right_and_every_right_a_page() -> None:
-    nothing: Any = SimpleNamespace(queue=None)
     routes: list[Any] = []
-    for route in create_pages(nothing, nothing).routes:
+    for route in create_pages(no_services(), no_services()).routes:
         routes += route.effective_route_contexts() if hasattr(route, "effective_route_contexts") else [route]
     found = {(method, route.path) for route in routes for method in route.methods or () if method != "HEAD"}
     assert found >= PAGE_RIGHTS.keys()
