@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from segfleet.cluster.launcher import ClusterUnreachableError, RayJobStatus, RayState, SubmissionRefusedError
@@ -67,6 +67,7 @@ class FakeLauncher:
     next_submits: list[str] = field(default_factory=list)
     obeys_stop: bool = True
     life: int = 1
+    more: dict[str, Node] = field(default_factory=dict)
     broken: dict[str, Exception] = field(default_factory=dict)
     broken_logs: bool = False
     clock: FakeClock = field(default_factory=FakeClock)
@@ -122,9 +123,11 @@ class FakeLauncher:
         self._reach()
         return f"session_{self.life}"
 
-    def nodes(self) -> tuple[Node, ...]:
+    def nodes(self, leaving: Collection[str] = ()) -> tuple[Node, ...]:
         self._reach()
-        return (Node(self.cpus, self.gpus),)
+        return tuple(
+            node for name, node in {"head": Node(self.cpus, self.gpus), **self.more}.items() if name not in leaving
+        )
 
     def restart_head(self) -> None:
         """The head dies and comes back: it has forgotten every job."""

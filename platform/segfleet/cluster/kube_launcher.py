@@ -6,7 +6,7 @@ does not tell them apart.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -146,7 +146,7 @@ class KubeLauncher:
         self._tidy()
         return str(namespace["metadata"]["uid"])
 
-    def nodes(self) -> tuple[Node, ...]:
+    def nodes(self, leaving: Collection[str] = ()) -> tuple[Node, ...]:  # noqa: ARG002 - each job has a Ray of its own
         """CPUs and GPUs of each node that is ready and takes pods; those that drain are cordoned and do not count.
 
         Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -195,8 +195,11 @@ class Launcher:
             self._closed_session = name
         return name
 
-    def nodes(self) -> tuple[Node, ...]:
+    def nodes(self, leaving: Collection[str] = ()) -> tuple[Node, ...]:
         """CPUs and GPUs of each node that is alive.
+
+        Args:
+            leaving: Ids of nodes that do not count: Ray puts nothing on them any more, but shows them as before.
 
         Raises:
             LaunchError: Ray failed, or cannot be reached (then ClusterUnreachableError).
@@ -205,7 +208,7 @@ class Launcher:
         document = self._document(answer)
         try:
             nodes = [node for node in document["data"]["result"]["result"] if node["state"] == "ALIVE"]
-            totals = [node["resources_total"] for node in nodes]
+            totals = [node["resources_total"] for node in nodes if node.get("node_id") not in leaving]
         except (KeyError, TypeError) as error:
             raise LaunchError(f"Ray at {self._http.base_url} describes its nodes in an unknown way") from error
         return tuple(Node(int(total.get("CPU", 0)), int(total.get("GPU", 0))) for total in totals)

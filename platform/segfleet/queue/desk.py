@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,8 @@ from segfleet.queue import fencing, lifecycle
 from segfleet.queue.clock import Clock
 from segfleet.queue.lives import told
 from segfleet.queue.model import Document, Grant, Job, clean_text, lane_of, work_of
-from segfleet.queue.states import AttemptState, FailureClass, JobState
+from segfleet.queue.node_rows import Leaving
+from segfleet.queue.states import AttemptState, FailureClass, JobState, StopFor
 from segfleet.queue.store import Store, Transaction
 from segfleet.queue.trials import TrialDesk
 
@@ -96,6 +98,49 @@ class AttemptDesk:
                 return "cancel"
             return "preempt" if job.state == JobState.PREEMPTING else "continue"
 
+    def begin_group(self, attempt_id: str, token: str, scope: str) -> tuple[int, str]:
+        """A group of workers begins; those before it in its scope may write no more.
+
+        Args:
+            attempt_id: The attempt.
+            token: Its token.
+            scope: Letters and digits; of each scope the attempt has one group at a time.
+
+        Returns:
+            The group's number, from 1, and its token.
+
+        Raises:
+            AttemptFencedError: the attempt has lost its right to write.
+        """
+        with self.store.write() as tx:
+            return fencing.begin_group(tx, attempt_id, token, scope)
+
+    def leave(self, attempt_id: str, token: str, machines: Sequence[Leaving]) -> Job:
+        """Machines below the attempt are about to go: no more is planned onto them, and the attempt is to make way.
+
+        It writes a checkpoint and ends as one that makes room for another, which is no failure.
+
+        Raises:
+            AttemptFencedError: the attempt has lost its right to write.
+        """
+        with self.store.write() as tx:
+            job, attempt = fencing.fenced(tx, attempt_id, token)
+            now = self.clock()
+            tx.nodes.add_leaving(machines, now)
+            if job.state != JobState.RUNNING or job.cancel_requested:
+                return job
+            told = [{"address": machine.address, "leaves_at": machine.leaves_at} for machine in machines]
+            return lifecycle.ask_to_stop(
+                tx,
+                job,
+                attempt,
+                StopFor.DRAIN,
+                who=attempt_id,
+                now=now,
+                reason=f"makes way: {_departure(machines)}",
+                detail={"nodes": told},
+            )
+
     def note_fault(self, attempt_id: str, token: str, kind: FaultKind, detail: Document) -> Job:
         """Write to the job's history what went wrong with one of the attempt's workers.
 
@@ -134,8 +179,8 @@ class AttemptDesk:
     def set_checkpoint(self, attempt_id: str, token: str, checkpoint: Document) -> Job:
         """Point the job at a checkpoint that is complete and durable.
 
-        Within one attempt the step only rises; an equal document is accepted again. A later attempt may begin below
-        the last step, when it had to fall back to an older checkpoint.
+        Within one group of workers the step only rises; an equal document is accepted again. A later group may begin
+        below the last step, when it had to fall back to an older checkpoint.
 
         Args:
             attempt_id: The attempt.
@@ -144,15 +189,15 @@ class AttemptDesk:
 
         Raises:
             AttemptFencedError: the attempt has lost its right to write.
-            QueueError: the step is not above the one this attempt has already set.
+            QueueError: the step is not above the one this group has already set.
         """
         with self.store.write() as tx:
             job, attempt = fencing.fenced(tx, attempt_id, token)
-            document = {**checkpoint, "attempt": attempt.id}
+            document = fencing.signed(checkpoint, attempt, token)
             last = job.checkpoint
             if document == last:
                 return job
-            if last is not None and last["attempt"] == attempt.id and checkpoint["step"] <= last["step"]:
+            if fencing.is_same_writer(last, document) and checkpoint["step"] <= last["step"]:
                 raise QueueError(
                     f"checkpoint of step {checkpoint['step']} comes after that of step {last['step']} of {attempt.id}"
                 )
@@ -215,6 +260,14 @@ def _failure(document: Mapping[str, str]) -> tuple[FailureClass, str]:
     except (KeyError, ValueError) as error:
         known = ", ".join(FailureClass)
         raise QueueError(f"a failure needs 'message' and a 'class' among {known}: got {dict(document)!r}") from error
+
+
+def _departure(machines: Sequence[Leaving]) -> str:
+    """What becomes of which machines when, for people."""
+    addresses = ", ".join(machine.address for machine in machines)
+    times = [machine.leaves_at for machine in machines if machine.leaves_at is not None]
+    when = f" at {datetime.fromtimestamp(min(times), UTC):%Y-%m-%d %H:%M:%S} UTC" if times else ""
+    return f"node{'s' if len(machines) > 1 else ''} {addresses} will leave the cluster{when}"
 
 
 def _earlier(tx: Transaction, spec: Document) -> Document | None:

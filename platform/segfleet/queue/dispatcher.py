@@ -13,11 +13,12 @@ import time
 from dataclasses import dataclass
 
 from segfleet.cluster.launcher import ClusterUnreachableError, SubmissionRefusedError
-from segfleet.errors import LaunchError, LeadershipLostError, QueueUnavailableError, SegfleetError
+from segfleet.errors import LeadershipLostError, QueueUnavailableError, SegfleetError
 from segfleet.log_context import about
 from segfleet.queue import fencing, lifecycle, reconcile
 from segfleet.queue.board import Board, Publisher
 from segfleet.queue.causes import diagnose, log_tail
+from segfleet.queue.eye import ClusterEye
 from segfleet.queue.leadership import Term
 from segfleet.queue.leases import LeaseWatch
 from segfleet.queue.logcopy import LogCopies, log_path
@@ -25,14 +26,13 @@ from segfleet.queue.model import Attempt, Job
 from segfleet.queue.planner import Planner
 from segfleet.queue.policy import policy_of
 from segfleet.queue.reconcile import Sight
-from segfleet.queue.scheduling.values import Node, Policy, Preempt, Start, Wait
+from segfleet.queue.scheduling.values import Policy, Preempt, Start, Wait
 from segfleet.queue.sending import ClusterDoor, Sender
 from segfleet.queue.service import Queue
 from segfleet.queue.states import AttemptState, FailureClass, JobState, StopFor
 from segfleet.settings import Settings
 from segfleet.telemetry import PASS_SECONDS, TURNS
 
-NODES_EVERY_S = 5.0
 STOP_EVERY_S = 5.0
 COMPLAIN_EVERY_S = 60.0
 # Seconds of rest for each second that a turn has computed.
@@ -80,12 +80,9 @@ class Dispatcher:
         self._ended_at: dict[str, float] = {}
         self._stop_pace = _Pace(STOP_EVERY_S, {})
         self._complaint_pace = _Pace(COMPLAIN_EVERY_S, {})
-        self._nodes_pace = _Pace(NODES_EVERY_S, {})
         self._planner = Planner(queue.store, lead, hands_over=settings.hands_over)
         self._publisher = Publisher(lead, queue.store.is_shared)
-        self._session: str | None = None
-        self._nodes: tuple[Node, ...] | None = None
-        self._trouble = ""
+        self._eye = ClusterEye(launcher, grows=settings.hands_over)
         self._grace_s = Policy().grace_s
 
     def run(self, stop: threading.Event) -> None:
@@ -128,27 +125,16 @@ class Dispatcher:
         self._leases.rest(self._queue.clock())
 
     def _look(self, now: float) -> None:
-        try:
-            session = self._launcher.session()
-            if session != self._session or self._nodes is None or self._nodes_pace.is_due("", now):
-                self._nodes = self._launcher.nodes()
-            self._session = session
-            # Whoever owns the quotas also makes the nodes.
-            self._trouble = "" if self._nodes or self._settings.hands_over else "the cluster has no node yet"
-        except LaunchError as error:
-            self._lose_sight(error)
-
-    def _lose_sight(self, error: LaunchError) -> None:
-        if not self._trouble:
-            logger.warning("dispatcher: %s", error)
-        self._session, self._nodes, self._trouble = None, None, str(error)
+        with self._queue.store.read() as tx:
+            leaving = tx.nodes.leaving()
+        self._eye.look(leaving, now)
 
     def _confine(self, error: Exception, who: str, now: float) -> None:
         """Keep trouble with one attempt or job from the others, unless database or cluster are not there at all."""
         if isinstance(error, QueueUnavailableError):
             raise error
         if isinstance(error, ClusterUnreachableError):
-            self._lose_sight(error)
+            self._eye.lose(error)
         elif self._complaint_pace.is_due(who, now):
             logger.warning("%s: %s", who, error, exc_info=None if isinstance(error, SegfleetError) else error)
 
@@ -195,14 +181,14 @@ class Dispatcher:
             self._logs.follow(attempt.id)
 
     def _sight(self, attempt: Attempt, now: float) -> Sight | None:
-        if self._session is None:
+        if self._eye.session is None:
             return None
-        session = self._session
+        session = self._eye.session
         try:
             return Sight(session, self._launcher.status(attempt.id))
         except Exception as error:
             self._confine(error, attempt.id, now)
-        return None if self._session is None else Sight(session, None, failed=True)
+        return None if self._eye.session is None else Sight(session, None, failed=True)
 
     def _over_time(self, job: Job, now: float) -> str:
         limit_s = job.time_limit_s
@@ -234,6 +220,8 @@ class Dispatcher:
             case reconcile.Close(abandoned, without_log):
                 if self._has_whole_log(attempt, now, without_log):
                     self._close(attempt, abandoned, now)
+                    if attempt.state != AttemptState.SUCCEEDED:
+                        self._eye.look_again()
             case reconcile.Leave():
                 pass
 
@@ -286,13 +274,14 @@ class Dispatcher:
     def _dispatch(self, now: float) -> None:
         self._planner.resolve_dependencies(now)
         self._planner.end_late(now)
-        nodes = None if self._trouble else self._nodes
+        eye = self._eye
+        nodes = None if eye.trouble else eye.nodes
         with PASS_SECONDS.time():
-            decisions = self._planner.decide(nodes, now, self._trouble)
+            decisions = self._planner.decide(nodes, now, eye.trouble)
         waits = {decision.job_id: decision for decision in decisions if isinstance(decision, Wait)}
-        self._queue.board = Board(nodes, self._trouble, waits)
+        self._queue.board = Board(nodes, eye.trouble, waits)
         for decision in decisions:
-            if isinstance(decision, Wait) or self._session is None:
+            if isinstance(decision, Wait) or eye.session is None:
                 continue
             with about(job=decision.job_id):
                 try:
@@ -327,9 +316,9 @@ class Dispatcher:
         logger.info("%s: %s", decision.job_id, decision.reason)
 
     def _post(self, job: Job, attempt: Attempt, now: float) -> None:
-        if self._session is None:
+        if self._eye.session is None:
             return
-        session = self._session
+        session = self._eye.session
         try:
             self._sender.send(job, attempt)
         except SubmissionRefusedError as error:

@@ -143,9 +143,22 @@ def mark_running(tx: Transaction, job: Job, attempt: Attempt, digests: Mapping[s
 
 
 def ask_to_stop(
-    tx: Transaction, job: Job, attempt: Attempt, stop_for: StopFor, *, who: str, now: float, reason: str
+    tx: Transaction,
+    job: Job,
+    attempt: Attempt,
+    stop_for: StopFor,
+    *,
+    who: str,
+    now: float,
+    reason: str,
+    detail: Document | None = None,
 ) -> Job:
-    """A running job is to write a checkpoint and end its attempt; the answer to its next heartbeat tells it."""
+    """A running job is to write a checkpoint and end its attempt; the answer to its next heartbeat tells it.
+
+    Args:
+        reason: For people.
+        detail: More plain data for the history.
+    """
     tx.change_attempt(attempt.id, {"stop_asked_at": now})
     return move(
         tx,
@@ -154,7 +167,7 @@ def ask_to_stop(
         now=now,
         kind="preempting",
         who=who,
-        detail={"for": stop_for, "reason": reason},
+        detail={"for": stop_for, "reason": reason, **(detail or {})},
         stop_for=stop_for,
         reason=reason,
     )

@@ -7,7 +7,7 @@ import posixpath
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from segfleet.queue.scheduling.values import Gang
@@ -175,6 +175,7 @@ class Attempt:
         failure: {"class", "message"} if it failed or was lost.
         closed: Ray is done with it and its log is copied to the end.
         lives: What its groups of workers told of their time, oldest first; see `lives.told`.
+        groups: Number of the latest group of workers in each scope; see `fencing.begin_group`.
     """
 
     id: str
@@ -194,6 +195,7 @@ class Attempt:
     failure: Document | None
     closed: bool
     lives: tuple[Document, ...] = ()
+    groups: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_alive(self) -> bool:

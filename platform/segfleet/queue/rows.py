@@ -29,7 +29,8 @@ def gang_of_row(row: Row[Any]) -> Gang:
 def attempt_of(row: Row[Any]) -> Attempt:
     """An attempt from its row, without the digests of its secrets."""
     fields = {name: value for name, value in row._mapping.items() if not name.endswith("_hash")}
-    return Attempt(**{**fields, "state": AttemptState(row.state), "lives": tuple(row.lives or ())})
+    told = {"lives": tuple(row.lives or ()), "groups": dict(row.groups or {})}
+    return Attempt(**{**fields, **told, "state": AttemptState(row.state)})
 
 
 def event_of(row: Row[Any]) -> Event:

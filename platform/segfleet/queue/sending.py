@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from segfleet.cluster.launcher import RayJobStatus, entrypoint
@@ -35,8 +35,8 @@ class ClusterDoor(Protocol):
     def session(self) -> str:
         """Name of the cluster's present life."""
 
-    def nodes(self) -> tuple[Node, ...]:
-        """The cluster's machines."""
+    def nodes(self, leaving: Collection[str] = ()) -> tuple[Node, ...]:
+        """The cluster's machines, without those of these ids."""
 
 
 class Sender:

@@ -11,8 +11,9 @@ class JobState(StrEnum):
     """Where a job is; why it is there stands in the job's `reason` and `error`.
 
     queued -> starting -> running -> succeeded | failed | cancelled. A lost attempt leads from starting or running back
-    to queued. A running job that makes room or is to pause is `preempting` until its checkpoint is written, then
-    queued or paused. `succeeded` is left by nothing; `failed` and `cancelled` only by a person's retry.
+    to queued. A running job that makes room, has to leave its node or is to pause is `preempting` until its
+    checkpoint is written, then queued or paused. `succeeded` is left by nothing; `failed` and `cancelled` only by a
+    person's retry.
     """
 
     QUEUED = "queued"
@@ -38,10 +39,11 @@ class AttemptState(StrEnum):
 
 
 class StopFor(StrEnum):
-    """Why a job that runs well is asked to stop: to make room for another, or because a person paused it."""
+    """Why a job that runs well is asked to stop: to make room for another, by a person's pause, or as its node goes."""
 
     ROOM = "room"
     PAUSE = "pause"
+    DRAIN = "drain"
 
 
 class FailureClass(StrEnum):

@@ -23,6 +23,7 @@ from segfleet.queue.leader_rows import LeaderRows
 from segfleet.queue.line_rows import LineRows
 from segfleet.queue.metric_rows import MetricRows
 from segfleet.queue.model import Attempt, Dependency, Document, Job, Wanted
+from segfleet.queue.node_rows import NodeRows
 from segfleet.queue.rows import attempt_of, job_of
 from segfleet.queue.states import HOLDING, JobState
 from segfleet.queue.tables import attempts, dependencies, idempotency, jobs, policies
@@ -68,6 +69,7 @@ class Transaction:
         self.events = EventRows(connection)
         self.trials = TrialRows(connection)
         self.leaders = LeaderRows(connection)
+        self.nodes = NodeRows(connection)
         self.metrics = MetricRows(connection)
         self.retention = RetentionRows(connection)
         self.webhooks = WebhookRows(connection)

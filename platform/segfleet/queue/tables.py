@@ -89,10 +89,21 @@ attempts = Table(
     Column("failure", JSON(none_as_null=True)),
     Column("closed", Boolean, nullable=False),
     Column("lives", JSON(none_as_null=True)),
+    Column("groups", JSON(none_as_null=True), quote=True),
     UniqueConstraint("job_id", "number", name="attempts_number"),
     UniqueConstraint("job_id", "fence", name="attempts_fence"),
     Index("attempts_open", "closed"),
     Index("attempts_finished", "finished_at"),
+)
+
+# Machines that are about to go, as jobs on them have told: the cluster's REST interface does not show it.
+leaving = Table(
+    "leaving",
+    metadata,
+    Column("node", String(64), primary_key=True),
+    Column("address", String(64), nullable=False),
+    Column("leaves_at", Float),
+    Column("told_at", Float, nullable=False),
 )
 
 events = Table(

@@ -185,24 +185,24 @@ class TrialDesk:
             return _changed(tx, job, trial, changes, now)
 
     def set_checkpoint(self, attempt_id: str, token: str, number: int, checkpoint: Document) -> Document:
-        """Point a trial at a checkpoint that is complete and durable; within one attempt the step only rises.
+        """Point a trial at a checkpoint that is complete and durable; within one group of workers the step only rises.
 
         It counts as progress of the whole search, as a training's checkpoint does for the budget of retries.
 
         Raises:
             AttemptFencedError: the attempt has lost its right to write.
-            QueueError: no such trial, it does not run, or the step is not above the one the attempt has set or
+            QueueError: no such trial, it does not run, or the step is not above the one the group has set or
                 beyond the trial's last.
         """
         with self._store.write() as tx:
             job, attempt = fencing.fenced(tx, attempt_id, token)
             trial, now = _known(tx, job, number), self._clock()
-            document, last = {**checkpoint, "attempt": attempt.id}, trial["checkpoint"]
+            document, last = fencing.signed(checkpoint, attempt, token), trial["checkpoint"]
             if document == last:
                 return trial
             step = checkpoint["step"]
             _require_running(job, trial, step)
-            if last is not None and last["attempt"] == attempt.id and step <= last["step"]:
+            if fencing.is_same_writer(last, document) and step <= last["step"]:
                 raise QueueError(f"checkpoint of step {step} of trial {number} comes after that of step {last['step']}")
             changed = _changed(tx, job, trial, {"checkpoint": document, "step": max(trial["step"], step)}, now)
             detail = {"trial": number, "trial_step": step, "step": tx.trials.steps_done(job.id)}

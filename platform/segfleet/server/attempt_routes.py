@@ -8,6 +8,7 @@ from segfleet.errors import AttemptFencedError, ModelRefusedError, UnauthorizedE
 from segfleet.queue.model import ATTEMPT_ID
 from segfleet.registry.registration import Registration, of_job
 from segfleet.server.goodput_schemas import FaultBody
+from segfleet.server.group_schemas import GroupAnswer, GroupBody, LeaveBody
 from segfleet.server.model_schemas import EvaluatedBody, RegisterBody, VersionAnswer
 from segfleet.server.schemas import (
     CheckpointAnswer,
@@ -43,6 +44,21 @@ def claim(attempt_id: AttemptId, body: ClaimBody, services: ServicesArg) -> Gran
 def heartbeat(caller: CallerArg, body: HeartbeatBody, services: ServicesArg) -> CommandAnswer:
     """A sign of life, answered with what to do."""
     return CommandAnswer(command=services.queue.heartbeat(caller.attempt_id, caller.token, body.progress))
+
+
+@router.post("/group")
+def begin_group(caller: CallerArg, body: GroupBody, services: ServicesArg) -> GroupAnswer:
+    """A group of workers begins, and takes over from those before it in its scope."""
+    number, token = services.queue.begin_group(caller.attempt_id, caller.token, body.scope)
+    return GroupAnswer(number=number, token=token)
+
+
+@router.post("/leave")
+def leave(caller: CallerArg, body: LeaveBody, services: ServicesArg) -> DoneAnswer:
+    """The attempt's machines are about to go: it is to write a checkpoint and end, which is no failure."""
+    machines = [machine.value() for machine in body.nodes]
+    services.queue.leave(caller.attempt_id, caller.token, machines)
+    return DoneAnswer()
 
 
 @router.post("/fault")

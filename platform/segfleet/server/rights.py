@@ -73,6 +73,8 @@ RIGHTS: Mapping[tuple[str, str], Right | None] = {
     ("POST", "/jobs/{job_id}/priority"): _OPERATE,
     ("POST", "/attempts/{attempt_id}/claim"): None,
     ("POST", "/attempts/{attempt_id}/heartbeat"): None,
+    ("POST", "/attempts/{attempt_id}/group"): None,
+    ("POST", "/attempts/{attempt_id}/leave"): None,
     ("POST", "/attempts/{attempt_id}/fault"): None,
     ("GET", "/attempts/{attempt_id}/checkpoint"): None,
     ("POST", "/attempts/{attempt_id}/checkpoint"): None,

@@ -219,7 +219,7 @@ def test_a_leader_that_could_not_renew_in_time_makes_no_further_call_to_ray(pair
     pair.pass_time(1, pair.one)
     pair.clock.advance(LEASE_S)
     assert pair.one.dispatcher is not None
-    pair.one.dispatcher._session = "session_1"
+    pair.one.dispatcher._eye.session = "session_1"
     attempt = pair.one.queue.attempts(job.id)[0]
     with pytest.raises(LeadershipLostError, match="could not be renewed in time"):
         pair.one.dispatcher._apply({"stop": Stop(), "submit": Submit()}[call], job, attempt, pair.clock())
