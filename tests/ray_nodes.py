@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import psutil
 
 from segfleet.cluster.launcher import Launcher
@@ -70,6 +71,7 @@ class Nodes:
             "RAY_JOB_STOP_WAIT_TIME_S": "5",
             # A node that is gone is missed within seconds.
             "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_timeout_ms": "2000",
             "RAY_health_check_initial_delay_ms": "5000",
             "SEGFLEET_HOME": str(self.folder / "home"),
             "OMP_NUM_THREADS": "1",
@@ -137,6 +139,25 @@ class Nodes:
         for member in family:
             with suppress(psutil.NoSuchProcess):
                 member.resume()
+
+    def drain(self, address: str, seconds: int) -> None:
+        """Tell Ray that a node will be taken away, as an autoscaler does on a notice of the cloud."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        answer = httpx.get(f"{self.address}/api/v0/nodes", headers=headers, timeout=20.0).json()
+        (node,) = [
+            node["node_id"]
+            for node in answer["data"]["result"]["result"]
+            if node["node_ip"] == address and node["state"] == "ALIVE"
+        ]
+        command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "drain-node", f"--address={self.gcs}"]
+        why = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot"]
+        subprocess.run(
+            [*command, f"--node-id={node}", *why, f"--deadline-remaining-seconds={seconds}"],
+            env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token},
+            check=True,
+            timeout=60,
+            capture_output=True,
+        )
 
     def workers(self, address: str) -> list[psutil.Process]:
         """Training processes among a node's own."""

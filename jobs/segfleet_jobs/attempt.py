@@ -7,22 +7,21 @@ and stops. Calls wait out a service that is away: it may be killed and started a
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
-import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
 from segfleet.errors import AttemptFencedError, LaunchError, SegfleetError, ServiceError
+from segfleet_jobs.ground import Machine
+from segfleet_jobs.service_call import call
 
 HEARTBEAT_S = 3.0
 PATIENCE_S = 1800.0
-_FENCED = (httpx.codes.CONFLICT, httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN, httpx.codes.NOT_FOUND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +30,14 @@ class Credentials:
 
     Attributes:
         mlflow: Variables of the environment that let a process in at the MLflow server.
+        group: Number of the group of workers that speaks, from 1; 0: the attempt's own process.
     """
 
     url: str
     attempt_id: str
     token: str = field(repr=False)
     mlflow: Mapping[str, str] = field(default_factory=dict, repr=False)
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def claim(environment: Mapping[str, str]) -> Grant:
         ) from error
     body = {"code": code, "instance": uuid.uuid4().hex}
     with httpx.Client(base_url=url, timeout=30.0) as http:
-        answer = _call(http, "POST", f"/api/v1/attempts/{attempt_id}/claim", attempt_id, body, patience_s=120.0)
+        answer = call(http, "POST", f"/api/v1/attempts/{attempt_id}/claim", attempt_id, body, patience_s=120.0)
     credentials = Credentials(url, attempt_id, str(answer["token"]), dict(answer["mlflow"]))
     job_id, spec, workers = str(answer["job_id"]), dict(answer["spec"]), int(answer["workers"])
     return Grant(credentials, job_id, spec, str(answer["storage"]), workers, answer["earlier"])
@@ -94,6 +95,24 @@ class AttemptClient:
             headers={"Authorization": f"Bearer {credentials.token}"},
             timeout=30.0,
         )
+
+    def begin_group(self, scope: str) -> tuple[int, str]:
+        """Take over from the earlier groups of workers of a scope: a trial's, or the attempt's own.
+
+        Returns:
+            The group's number, from 1, and the token of all its workers.
+        """
+        answer = self.tell("group", {"scope": scope})
+        return int(answer["number"]), str(answer["token"])
+
+    def leave(self, machines: Iterable[Machine]) -> None:
+        """Machines below the attempt are about to go: it will be asked to yield.
+
+        Raises:
+            SegfleetError: the service refuses it, or is away (one try only).
+        """
+        nodes = [{"node": one.node, "address": one.address, "leaves_at": one.leaves_at or None} for one in machines]
+        self.tell("leave", {"nodes": nodes}, patience_s=0.0)
 
     def heartbeat(self, progress: Mapping[str, Any] | None) -> str:
         """Say that the attempt lives; the answer is `continue`, `preempt` or `cancel`.
@@ -167,11 +186,11 @@ class AttemptClient:
 
     def ask(self, path: str) -> dict[str, Any]:
         """GET a path below the attempt's own."""
-        return _call(self._http, "GET", path, self.attempt_id, None, PATIENCE_S)
+        return call(self._http, "GET", path, self.attempt_id, None, PATIENCE_S)
 
     def tell(self, path: str, body: dict[str, Any], patience_s: float = PATIENCE_S) -> dict[str, Any]:
         """POST to a path below the attempt's own."""
-        return _call(self._http, "POST", path, self.attempt_id, body, patience_s)
+        return call(self._http, "POST", path, self.attempt_id, body, patience_s)
 
 
 class TrialClient:
@@ -300,43 +319,3 @@ def exit_process(reason: str) -> None:
     """End this process at once: nothing it holds may still be written."""
     print(f"segfleet: the attempt must stop ({reason})", flush=True)
     os._exit(3)
-
-
-def _call(
-    http: httpx.Client, method: str, path: str, attempt_id: str, body: dict[str, Any] | None, patience_s: float
-) -> dict[str, Any]:
-    """One call, repeated while the service is away or busy, for `patience_s` seconds."""
-    give_up = time.monotonic() + patience_s
-    pause_s = 0.2
-    while True:
-        try:
-            response = http.request(method, path, json=_plain(body))
-            if response.status_code in _FENCED:
-                raise AttemptFencedError(attempt_id, _message(response))
-            if response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
-                if response.is_success:
-                    return dict(response.json())
-                raise ServiceError(f"the service refused {path!r} of {attempt_id}: {_message(response)}")
-            away = f"status {response.status_code}"
-        except httpx.TransportError as error:
-            away = str(error) or type(error).__name__
-        if time.monotonic() >= give_up:
-            raise ServiceError(f"the service did not answer {path!r} of {attempt_id}: {away}")
-        time.sleep(pause_s)
-        pause_s = min(pause_s * 2, 5.0)
-
-
-def _plain(value: Any) -> Any:
-    """The value without what JSON cannot say: a loss that is not finite becomes null."""
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _message(response: httpx.Response) -> str:
-    try:
-        return str(response.json()["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"status {response.status_code}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from segfleet_pipelines.object_tree import ObjectTree
 from segfleet_pipelines.storage import open_storage
 
 # A step-00001000 of an attempt, and a file in it.
-_OBJECT = re.compile(r"([^/]+)/(step-[0-9]{8,})/([^/]+)")
+_OBJECT = re.compile(r"([^/]+)/(step-[0-9]{8,}(?:\.[0-9]+)?)/([^/]+)")
 
 
 class BucketStore:
@@ -35,10 +35,11 @@ class BucketStore:
     Args:
         job: Address of the job.
         attempt: Name of the attempt that writes.
+        group: Number of its group of workers.
     """
 
-    def __init__(self, job: str, attempt: str) -> None:
-        self._tree, self._name = ObjectTree(job), attempt
+    def __init__(self, job: str, attempt: str, group: int = 1) -> None:
+        self._tree, self._name, self._group = ObjectTree(job), attempt, group
 
     @property
     def home(self) -> str:
@@ -46,15 +47,15 @@ class BucketStore:
         return f"{self._tree.address}/{self._name}"
 
     @property
-    def attempt(self) -> int:
+    def writer(self) -> tuple[int, int]:
         """See `CheckpointStore`."""
-        return attempt_number(self._name)
+        return attempt_number(self._name), self._group
 
     def save(
         self, step: int, model: Mapping[str, Tensor], state: Mapping[str, Tensor], meta: Mapping[str, Any]
     ) -> CheckpointRecord:
         """See `CheckpointStore`."""
-        name = f"{self._name}/{folder_name(step)}"
+        name = f"{self._name}/{folder_name(step, self._group)}"
         target = open_storage(f"{self._tree.address}/{name}")
         with tempfile.TemporaryDirectory(prefix="segfleet-checkpoint-") as scratch:
             digest, size = write_checkpoint(Path(scratch), step, model, state, meta)
@@ -67,7 +68,7 @@ class BucketStore:
     def places(self) -> list[Place]:
         """See `CheckpointStore`."""
         return [
-            Place(f"{self._tree.address}/{attempt}/{folder}", attempt_number(attempt), step_of(folder))
+            Place(f"{self._tree.address}/{attempt}/{folder}", attempt_number(attempt), *step_of(folder))
             for attempt, folder, file in self._objects()
             if file == META
         ]
@@ -106,12 +107,12 @@ class BucketStore:
         except DataError as error:
             print(f"segfleet: {place.address} is not deleted: {error}", flush=True)
 
-    def sweep(self, attempts: Callable[[int], bool]) -> None:
+    def sweep(self) -> None:
         """See `CheckpointStore`."""
         objects = self._objects()
         whole = {(attempt, folder) for attempt, folder, file in objects if file == META}
         for attempt, folder, file in objects:
-            if (attempt, folder) not in whole and attempts(attempt_number(attempt)):
+            if (attempt, folder) not in whole and (attempt_number(attempt), step_of(folder)[1]) <= self.writer:
                 self._tree.delete(f"{attempt}/{folder}/{file}")
 
     def _objects(self) -> list[tuple[str, str, str]]:
@@ -119,16 +120,17 @@ class BucketStore:
         return [(match[1], match[2], match[3]) for match in matches if match]
 
 
-def open_checkpoints(job: str | Path, attempt: str) -> CheckpointStore:
+def open_checkpoints(job: str | Path, attempt: str, group: int = 1) -> CheckpointStore:
     """Where a job's checkpoints lie.
 
     Args:
         job: Folder of the job, or its address in an object store.
         attempt: Name of the attempt that writes, `JOB-aN`.
+        group: Number of its group of workers, from 1.
 
     Raises:
         DataError: no such address.
     """
     if "://" in str(job):
-        return BucketStore(str(job), attempt)
-    return FolderStore(Path(job), Path(job) / attempt)
+        return BucketStore(str(job), attempt, group)
+    return FolderStore(Path(job), Path(job) / attempt, group)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,8 @@ from segfleet_jobs.checkpoint import (
 )
 
 KEEP_LATEST = 2
+# Of a folder that is being written, with step, process and group behind it.
+_STAGING = ".writing-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +35,25 @@ class Place:
         address: As in the pointer.
         attempt: N of the attempt that wrote it.
         step: Optimiser steps done.
+        group: Number of the attempt's group of workers that wrote it.
     """
 
     address: str
     attempt: int
     step: int
+    group: int = 1
+
+    @property
+    def writer(self) -> tuple[int, int]:
+        """Attempt and group; later writers are greater."""
+        return self.attempt, self.group
 
 
 class CheckpointStore(Protocol):
-    """The checkpoints of all attempts of one job or trial, and the folder of the attempt that writes."""
+    """The checkpoints of all attempts of one job or trial, and the folder of the attempt that writes.
+
+    Every group of workers writes to places of its own: one that was cut off and wakes up spoils nothing of the next.
+    """
 
     @property
     def home(self) -> str:
@@ -49,8 +61,8 @@ class CheckpointStore(Protocol):
         ...
 
     @property
-    def attempt(self) -> int:
-        """N of the attempt that writes."""
+    def writer(self) -> tuple[int, int]:
+        """N of the attempt that writes, and the number of its group of workers."""
         ...
 
     def save(
@@ -88,8 +100,8 @@ class CheckpointStore(Protocol):
         """Delete a checkpoint; what does not go is left."""
         ...
 
-    def sweep(self, attempts: Callable[[int], bool]) -> None:
-        """Delete what broken writes of these attempts have left."""
+    def sweep(self) -> None:
+        """Delete what broken writes of this writer and of earlier ones have left."""
         ...
 
 
@@ -99,10 +111,11 @@ class FolderStore:
     Args:
         job_folder: Holds the attempts' folders.
         attempt_folder: The one of the attempt that writes.
+        group: Number of its group of workers.
     """
 
-    def __init__(self, job_folder: Path, attempt_folder: Path) -> None:
-        self._job_folder, self._attempt_folder = job_folder, attempt_folder
+    def __init__(self, job_folder: Path, attempt_folder: Path, group: int = 1) -> None:
+        self._job_folder, self._attempt_folder, self._group = job_folder, attempt_folder, group
 
     @property
     def home(self) -> str:
@@ -110,16 +123,16 @@ class FolderStore:
         return str(self._attempt_folder)
 
     @property
-    def attempt(self) -> int:
+    def writer(self) -> tuple[int, int]:
         """See `CheckpointStore`."""
-        return attempt_number(self._attempt_folder.name)
+        return attempt_number(self._attempt_folder.name), self._group
 
     def save(
         self, step: int, model: Mapping[str, Tensor], state: Mapping[str, Tensor], meta: Mapping[str, Any]
     ) -> CheckpointRecord:
         """See `CheckpointStore`."""
-        final = self._attempt_folder / folder_name(step)
-        staging = self._attempt_folder / f".writing-{step:08d}-{os.getpid()}"
+        final = self._attempt_folder / folder_name(step, self._group)
+        staging = self._attempt_folder / f"{_STAGING}{step:08d}-{os.getpid()}.{self._group}"
         shutil.rmtree(staging, ignore_errors=True)
         try:
             staging.mkdir(parents=True)
@@ -137,7 +150,7 @@ class FolderStore:
     def places(self) -> list[Place]:
         """See `CheckpointStore`."""
         paths = self._job_folder.glob("*/step-*")
-        return [Place(str(path), attempt_number(path.parent.name), step_of(path.name)) for path in paths]
+        return [Place(str(path), attempt_number(path.parent.name), *step_of(path.name)) for path in paths]
 
     @contextmanager
     def opened(self, address: str) -> Iterator[Path]:
@@ -154,10 +167,10 @@ class FolderStore:
         """See `CheckpointStore`."""
         shutil.rmtree(place.address, ignore_errors=True)
 
-    def sweep(self, attempts: Callable[[int], bool]) -> None:
+    def sweep(self) -> None:
         """See `CheckpointStore`."""
-        for path in self._job_folder.glob("*/.writing-*"):
-            if attempts(attempt_number(path.parent.name)):
+        for path in self._job_folder.glob(f"*/{_STAGING}*"):
+            if (attempt_number(path.parent.name), int(path.suffix[1:] or 1)) <= self.writer:
                 shutil.rmtree(path, ignore_errors=True)
 
 
@@ -192,7 +205,7 @@ def load_latest(store: CheckpointStore, pointer: CheckpointRecord | None) -> tup
     except CheckpointError as error:
         damaged.append(str(error))
     older = [place for place in store.places() if place.step <= pointer.step and place.address != pointer.path]
-    for place in sorted(older, key=lambda place: (place.step, place.attempt), reverse=True):
+    for place in sorted(older, key=lambda place: (place.step, place.writer), reverse=True):
         try:
             return load_place(store, place.address), damaged
         except CheckpointError as error:
@@ -205,9 +218,9 @@ def load_latest(store: CheckpointStore, pointer: CheckpointRecord | None) -> tup
 def prune(store: CheckpointStore, record: CheckpointRecord, latest: int = KEEP_LATEST) -> list[str]:
     """Delete checkpoints that are neither among the latest whole ones nor the best, and left-overs of broken writes.
 
-    One counts as whole only if it is so now: what is older goes when it is sure that it is not needed. Touches the
-    folders of this attempt and of earlier ones only: an attempt that was overtaken while it slept may not delete what
-    its successor has written.
+    One counts as whole only if it is so now: what is older goes when it is sure that it is not needed. Touches what
+    this writer and earlier ones have written only: who was overtaken while it slept may not delete what its successor
+    has written.
 
     Args:
         store: Where the job's checkpoints lie.
@@ -217,18 +230,18 @@ def prune(store: CheckpointStore, record: CheckpointRecord, latest: int = KEEP_L
     Returns:
         What was found damaged, and deleted.
     """
-    places = [place for place in store.places() if place.attempt <= store.attempt]
+    places = [place for place in store.places() if place.writer <= store.writer]
     kept, damaged = {record.path: record.step}, []
     older = sorted(
         (place for place in places if place.step <= record.step and place.address != record.path),
-        key=lambda place: (place.step, place.attempt),
+        key=lambda place: (place.step, place.writer),
         reverse=True,
     )
     for place in older:
         if len(kept) >= latest:
             break
         if place.step in kept.values():
-            continue  # the same again, by an earlier attempt
+            continue  # the same again, by an earlier writer
         try:
             store.check(place)
             kept[place.address] = place.step
@@ -237,31 +250,32 @@ def prune(store: CheckpointStore, record: CheckpointRecord, latest: int = KEEP_L
     for place in places:
         if place.address not in kept and place.step != record.best_step:
             store.delete(place)
-    store.sweep(lambda attempt: attempt <= store.attempt)
+    store.sweep()
     return damaged
 
 
 def discard_earlier(store: CheckpointStore) -> None:
-    """Delete the checkpoints of earlier attempts: the job begins again, nothing may fall back to what it has left."""
+    """Delete the checkpoints of earlier writers: the job begins again, nothing may fall back to what they have left."""
     for place in store.places():
-        if place.attempt < store.attempt:
+        if place.writer < store.writer:
             store.delete(place)
 
 
 def find_step(store: CheckpointStore, step: int) -> str | None:
-    """Address of a kept checkpoint by its step; the latest attempt's, if several wrote it."""
+    """Address of a kept checkpoint by its step; the latest writer's, if several wrote it."""
     found = [place for place in store.places() if place.step == step]
-    return max(found, key=lambda place: place.attempt).address if found else None
+    return max(found, key=lambda place: place.writer).address if found else None
 
 
-def folder_name(step: int) -> str:
-    """Of a checkpoint, in its attempt's folder."""
-    return f"step-{step:08d}"
+def folder_name(step: int, group: int) -> str:
+    """Of a checkpoint, in its attempt's folder; most attempts have one group of workers, whose number is left out."""
+    return f"step-{step:08d}" + (f".{group}" if group > 1 else "")
 
 
-def step_of(name: str) -> int:
-    """The reverse of `folder_name`."""
-    return int(name.removeprefix("step-"))
+def step_of(name: str) -> tuple[int, int]:
+    """Step and group, the reverse of `folder_name`."""
+    step, _, group = name.removeprefix("step-").partition(".")
+    return int(step), int(group or 1)
 
 
 def attempt_number(name: str) -> int:

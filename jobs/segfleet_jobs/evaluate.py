@@ -84,7 +84,7 @@ def work(grant: Grant, spec: JobSpec, client: AttemptClient, heart: Heart) -> di
         plan = _plan(spec, version, manifest, Path(scratch))
         num_samples = manifest.split(plan.split).num_samples
         heart.progress({"phase": "starting workers", "num_steps": num_samples})
-        found = run_group(grant, spec.resources, _score, {"plan": plan})
+        found = run_group(grant, spec.resources, _score, {"plan": plan}, can_yield=False)
         heart.progress({"phase": "writing results", "step": num_samples, "num_steps": num_samples})
         document = _document(version, plan, found, grant.workers)
         out = Path(scratch) / "out"

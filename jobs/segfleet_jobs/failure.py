@@ -33,7 +33,7 @@ _TRANSPORT = re.compile(
 )
 # Ray's words for a lost machine, whichever of its exceptions brings them.
 _LOST_NODE = re.compile(
-    r"NodeDied|node (has |was |is )?(died|dead|marked dead|lost|preempted|terminated)", re.IGNORECASE
+    r"NodeDied|node preemption|node (has |was |is )?(died|dead|marked dead|lost|preempted|terminated)", re.IGNORECASE
 )
 _REPEATABLE = (
     SegfleetError,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -18,16 +19,21 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from segfleet.queue.scheduling.values import Gang, Node
 from segfleet.spec.sections import ResourceSpec
 from segfleet_jobs.attempt import AttemptClient, Credentials, Grant, Heart, exit_process
+from segfleet_jobs.evacuation import Evacuation
 from segfleet_jobs.failure import classify
 from segfleet_jobs.faults import count_memory_kills, end_process, name_fault, name_memory
+from segfleet_jobs.ground import Machine
 from segfleet_jobs.pulse import Beater, read_beats
 from segfleet_jobs.ranks import Ranks
 from segfleet_jobs.watchdog import Beat
 from segfleet_jobs.watching import Watcher, is_ended, mark_ended
 
 GROUP_RESTARTS = 3
+# Scope of an attempt's only group.
+_ALONE = "job"
 START_FAILURES = 3
 COLLECTIVE_TIMEOUT_S = 1800
 HEALTH_CHECK_S = "0.5"
@@ -52,11 +58,15 @@ class OneOfMany:
     Attributes:
         name: Ray's name of the run; a used name would go on with what the earlier run has left.
         storage: Ray's folder, shared by all workers.
+        scope: A later group of the same scope takes the place of an earlier one; letters and digits.
+        can_yield: Whether the body heeds a request to make way.
         callbacks: Hear what the workers report.
     """
 
     name: str
     storage: str
+    scope: str
+    can_yield: bool = True
     callbacks: Sequence[UserCallback] = ()
 
 
@@ -67,10 +77,12 @@ class Member:
     Attributes:
         ranks: Who it is.
         voice: Rank 0's; None on the others.
+        group: Number of its group among those of the attempt and scope, from 1.
     """
 
     ranks: Ranks
     voice: Voice | None
+    group: int = 1
 
 
 def attempt_folder(grant: Grant) -> Path:
@@ -84,6 +96,8 @@ def run_group(
     body: Callable[[Member, Mapping[str, Any]], T],
     config: Mapping[str, Any],
     one: OneOfMany | None = None,
+    *,
+    can_yield: bool = True,
 ) -> T:
     """Run the body of a job on every worker.
 
@@ -94,6 +108,7 @@ def run_group(
         body: Importable by its name, as it runs in other processes.
         config: The same for each worker; plain data.
         one: Given where the attempt has other groups too.
+        can_yield: Whether the body heeds a request to make way, of an attempt's only group.
 
     Returns:
         What rank 0's body returned.
@@ -106,6 +121,7 @@ def run_group(
     name, storage = (one.name, one.storage) if one else (grant.credentials.attempt_id, grant.storage)
     beats = Path(storage) / name / "beats"
     client = AttemptClient(grant.credentials)
+    workers = resources.min_workers if one else grant.workers
     trainer = TorchTrainer(
         _member,
         train_loop_config={
@@ -114,13 +130,14 @@ def run_group(
             "cpus": resources.cpus_per_worker,
             "credentials": grant.credentials,
             "is_alone": one is None,
+            "scope": one.scope if one else _ALONE,
             "beats": str(beats),
         },
         torch_config=TorchConfig(
             backend="nccl" if resources.gpus_per_worker else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
         ),
         scaling_config=ScalingConfig(
-            num_workers=resources.min_workers if one else grant.workers,
+            num_workers=workers,
             use_gpu=bool(resources.gpus_per_worker),
             resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker},
         ),
@@ -128,13 +145,20 @@ def run_group(
             name=name,
             storage_path=storage,
             failure_config=FailureConfig(
-                max_failures=0 if one else GROUP_RESTARTS, controller_failure_limit=START_FAILURES
+                max_failures=0 if one else GROUP_RESTARTS,
+                max_preemption_failures=0 if one else -1,
+                controller_failure_limit=START_FAILURES,
             ),
             callbacks=[*(one.callbacks if one else ()), FaultTeller(grant.credentials, str(beats), one is None)],
         ),
     )
+    gang = Gang(workers, resources.cpus_per_worker, resources.gpus_per_worker)
+    give_up = None if one else partial(_give_up, client)
+    evacuation = Evacuation(gang, RayCluster(), client.leave, give_up)
     try:
-        with Watcher(beats, client.fault, _kill):
+        with Watcher(
+            beats, client.fault, _kill, evacuation=evacuation if (one.can_yield if one else can_yield) else None
+        ):
             return cast(T, trainer.fit().return_value)
     finally:
         client.close()
@@ -205,6 +229,53 @@ def _kill(beat: Beat) -> None:
         print(f"segfleet: rank {beat.rank} could not be ended: {error}", flush=True)
 
 
+class RayCluster:
+    """The machines that Ray has, as a driver sees them."""
+
+    def leaving(self) -> dict[str, float]:
+        """See `evacuation.Cluster`. No public call tells of it yet; Ray Train itself asks in this way."""
+        if not ray.is_initialized():
+            return {}
+        return {node: ms / 1000 for node, ms in ray._private.state.state.get_draining_nodes().items()}
+
+    def machines(self) -> list[Machine]:
+        """See `evacuation.Cluster`."""
+        leaving = self.leaving()
+        return [
+            Machine(
+                node["NodeID"],
+                node["NodeManagerAddress"],
+                Node(int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0))),
+                node["Alive"],
+                leaving.get(node["NodeID"]),
+            )
+            for node in (ray.nodes() if ray.is_initialized() else ())
+        ]
+
+
+def _give_up(client: AttemptClient, why: str, was_asked: bool) -> None:
+    """End the attempt from its driver, so that the queue finds it another place; Ray would wait for minutes."""
+    print(f"segfleet: {why}; the queue finds another place", flush=True)
+    try:
+        if was_asked:
+            client.yield_()
+        else:
+            client.fail("node", why)
+    finally:
+        exit_process(why)
+
+
+def _begin(client: AttemptClient, credentials: Credentials, scope: str, node: str) -> Credentials:
+    """Rank 0 speaks for its group from now on.
+
+    The machine that Ray has given up may have been cut off before this, and wake up after a later group has begun.
+    """
+    if any(found["NodeID"] == node and not found["Alive"] for found in ray.nodes()):
+        exit_process("the cluster has given up its machine")
+    number, token = client.begin_group(scope)
+    return replace(credentials, token=token, group=number)
+
+
 def _member(settings: dict[str, Any]) -> Any:
     """One rank, inside a Ray Train worker."""
     context, device = ray.train.get_context(), get_device()
@@ -217,10 +288,15 @@ def _member(settings: dict[str, Any]) -> Any:
     node = ray.get_runtime_context().get_node_id()
     try:
         with Beater(ranks.pulse, Path(settings["beats"]), ranks.rank, node):
+            begun = _begin(client, credentials, settings["scope"], node) if ranks.is_main else None
+            # All ranks have it from rank 0: one that was cut off belongs to the group that it began with.
+            credentials = ranks.share(begun)
+            client.close()
+            client = AttemptClient(credentials)
             if not ranks.is_main:
-                return body(Member(ranks, None), config)
+                return body(Member(ranks, None, credentials.group), config)
             with Heart(client, exit_process) as heart:
-                return body(Member(ranks, Voice(client, heart)), config)
+                return body(Member(ranks, Voice(client, heart), credentials.group), config)
     except Exception as error:
         # What another try of the same group cannot change ends the attempt here, in the words of the rank that knows.
         failure_class, message = classify(error)

@@ -61,24 +61,15 @@ class ServiceLink:
 
     def __init__(self, pointer: Pointer, heart: Heart, tracker: Tracker, who: str = "") -> None:
         self._pointer, self._heart, self._tracker, self._who = pointer, heart, tracker, who
-        self._own_step = -1
 
     def latest_checkpoint(self) -> dict[str, Any] | None:
         """The checkpoint pointer."""
-        found = self._pointer.latest_checkpoint()
-        if found is not None and found.get("attempt") == self._pointer.attempt_id:
-            self._own_step = int(found["step"])
-        return found
+        return self._pointer.latest_checkpoint()
 
     def set_checkpoint(self, record: CheckpointRecord) -> None:
-        """Move the pointer, once the curves up to it are on the disk.
-
-        Within one attempt it only rises. A group of workers that started anew and had to pass over the checkpoint it
-        names leaves it there until that step is reached again: whoever passes over it anew finds the older ones.
-        """
+        """Move the pointer, once the curves up to it are on the disk."""
         self._tracker.sync()
-        if record.step > self._own_step:
-            self._pointer.set_checkpoint(record.to_dict())
+        self._pointer.set_checkpoint(record.to_dict())
 
     def damaged(self, message: str) -> None:
         """Tell the log and the job's history."""
@@ -157,7 +148,7 @@ def train_rank(
     if not isinstance(spec, TrainSpec):
         raise LaunchError("the workers were given another kind of job")
     folders = Path(config["job_folder"]), Path(config["attempt_folder"])
-    store = open_checkpoints(config["checkpoints"], folders[1].name)
+    store = open_checkpoints(config["checkpoints"], folders[1].name, member.group)
     checked = config["skips"], config["content_ids"]
     if member.voice is None:
         return TrainingLoop(spec, member.ranks, SilentLink(), *folders, report, *checked, store=store).run()

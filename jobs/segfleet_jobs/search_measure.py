@@ -111,7 +111,8 @@ def measure_models(
     }
     name = f"{search.grant.credentials.attempt_id}-measure{sum(len(trial['reports']) for trial in trials)}"
     alone = base.resources.model_copy(update={"workers": 1})
-    return run_group(search.grant, alone, _measure_all, config, OneOfMany(name, f"{search.grant.storage}/measured"))
+    one = OneOfMany(name, f"{search.grant.storage}/measured", "measure", can_yield=False)
+    return run_group(search.grant, alone, _measure_all, config, one)
 
 
 def _spec_of(search: Search, trial: Mapping[str, Any]) -> TrainSpec | None:

@@ -203,7 +203,7 @@ def _run_groups(
     while True:
         # Not by counting: this process may be the second of the attempt that runs the trial.
         name = f"{task.grant.credentials.attempt_id}-{uuid.uuid4().hex}"
-        one = OneOfMany(name, str(task.folder / "ray"), callbacks)
+        one = OneOfMany(name, str(task.folder / "ray"), f"trial{task.number}", callbacks=callbacks)
         try:
             result = run_group(task.grant, task.spec.resources, train_trial, config, one)
         except Exception as error:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
+from segfleet_jobs.evacuation import Evacuation
 from segfleet_jobs.pulse import BEAT_S, DUMP_REQUEST, read_beats, stack_file
 from segfleet_jobs.watchdog import Beat, Hang, Rules, Straggler, Watch
 
@@ -34,6 +35,7 @@ class Watcher:
         tell: Writes to the job's history.
         kill: Ends a rank's process on its machine; the group is then started anew by Ray.
         rules: When it is too long.
+        evacuation: Looks at the machines below the group; None: it stays where it is, come what may.
         look_s: Between two looks.
     """
 
@@ -43,9 +45,11 @@ class Watcher:
         tell: Tell,
         kill: Callable[[Beat], None],
         rules: Rules | None = None,
+        evacuation: Evacuation | None = None,
         look_s: float = LOOK_S,
     ) -> None:
         self._folder, self._tell, self._kill, self._look_s = folder, tell, kill, look_s
+        self._evacuation = evacuation
         self._watch = Watch(rules or Rules())
         self._told: dict[int, float] = {}
         self._done = threading.Event()
@@ -70,7 +74,11 @@ class Watcher:
 
     def look(self, now: float) -> None:
         """One look at all ranks, and what follows."""
-        beats = [beat for beat in read_beats(self._folder) if not is_ended(self._folder, beat)]
+        ended, beats = list[Beat](), list[Beat]()
+        for beat in read_beats(self._folder):
+            (ended if is_ended(self._folder, beat) else beats).append(beat)
+        if self._evacuation is not None:
+            self._evacuation.look({beat.node for beat in beats}, {beat.node for beat in ended}, now)
         found = self._watch.look(beats, now)
         if isinstance(found, Straggler):
             self._warn(found, now)

@@ -17,7 +17,7 @@ from segfleet.errors import SettingsError
 from segfleet.queue.model import ATTEMPT_ID, JOB_ID
 
 REMOVING = ".removing-"
-_STEP = re.compile(r"step-(?P<step>[0-9]{8,12})")
+_STEP = re.compile(r"step-(?P<step>[0-9]{8,12})(?:\.[0-9]+)?")
 _ANY = re.compile(r".+")
 _NUMBER = re.compile(r"[1-9][0-9]{0,5}")
 _REMNANTS = (REMOVING, ".writing-")
