@@ -111,7 +111,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     home, port = folder / "home", free_port()
     home.mkdir(mode=0o700)
     shards = Path(make_dataset(folder, num_samples=24))
-    with s3_server() as keys:
+    with s3_server() as keys, pytest.MonkeyPatch.context() as patch:
+        for name, value in keys.items():
+            patch.setenv(name, value)
         bucket = boto3.client("s3", endpoint_url=keys["AWS_ENDPOINT_URL"], region_name=keys["AWS_REGION"])
         for path in shards.rglob("*"):
             if path.is_file():

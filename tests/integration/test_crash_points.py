@@ -21,6 +21,7 @@ from searching import search_spec
 from segfleet.cluster.launcher import RayJobStatus, RayState
 from segfleet.errors import AttemptFencedError
 from segfleet.queue.model import Grant, Job
+from segfleet.queue.node_rows import Leaving
 from segfleet.queue.states import JobState, is_terminal
 from segfleet.spec.resolve import to_document
 from storm import Fate, Storm
@@ -110,6 +111,7 @@ def tell(story: Story) -> dict[str, JobState]:
     storm.insist("note_fault", grant.attempt_id, grant.token, "fault", fault)
     story.checkpoint(grant, 10)
     _make_room(story, grant)
+    _leave(story, first)
     _pause_and_lose(story, first)
     _cancel(story)
     _search(story)
@@ -144,6 +146,19 @@ def _make_room(story: Story, grant: Grant) -> None:
         except AttemptFencedError:
             break
     story.end(story.claim(urgent), "complete", {})
+
+
+def _leave(story: Story, job: Job) -> None:
+    """A later group of workers takes over, and the machine below it is about to go."""
+    storm, grant = story.storm, story.claim(job)
+    speaks = grant.attempt_id, grant.token
+    _, cut_off = storm.insist("begin_group", *speaks, "job")
+    _, token = storm.insist("begin_group", *speaks, "job")
+    with pytest.raises(AttemptFencedError, match="a later group"):
+        storm.insist("heartbeat", grant.attempt_id, cut_off)
+    storm.insist("leave", grant.attempt_id, token, [Leaving("ab12", "10.0.0.7", None)])
+    assert storm.insist("heartbeat", grant.attempt_id, token) == "preempt"
+    story.end(grant, "yield_")
 
 
 def _pause_and_lose(story: Story, job: Job) -> None:

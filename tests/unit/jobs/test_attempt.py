@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from segfleet.errors import AttemptFencedError, LaunchError, ServiceError
-from segfleet_jobs import attempt as module
+from segfleet_jobs import service_call as calls
 from segfleet_jobs.attempt import AttemptClient, Credentials, Heart, claim
 
 Answer = tuple[int, dict[str, object]]
@@ -91,7 +91,7 @@ def test_a_driver_started_by_hand_is_told_how_to_submit() -> None:
 
 
 def test_calls_wait_out_a_service_that_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.time, "sleep", lambda _: None)
+    monkeypatch.setattr(calls.time, "sleep", lambda _: None)
     answers = iter([(503, {"message": "starting"}), (500, {}), (200, {"ok": True})])
     with service(lambda *_: next(answers)) as url:
         client(url).complete({"step": 1})

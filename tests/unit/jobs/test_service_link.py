@@ -12,7 +12,7 @@ from segfleet_jobs.links import ServiceLink
 
 
 class FakePointer:
-    """As the service keeps it: within one attempt it only rises."""
+    """As the service keeps it: within one group of workers it only rises."""
 
     def __init__(self, attempt_id: str, stored: dict[str, Any] | None) -> None:
         self.attempt_id, self.stored = attempt_id, stored
@@ -49,8 +49,8 @@ def move(pointer: FakePointer, *steps: int) -> list[int]:
 
 
 def test_a_group_that_passed_over_its_attempts_own_checkpoint_can_redo_its_steps() -> None:
-    pointer = FakePointer("job-a1", {"path": "/x/step-30", "step": 30, "attempt": "job-a1"})
-    assert move(pointer, 20, 30, 40) == [30, 30, 40]
+    pointer = FakePointer("job-a1 group 2", {"path": "/x/step-30", "step": 30, "attempt": "job-a1 group 1"})
+    assert move(pointer, 20, 30, 40) == [20, 30, 40]
 
 
 @pytest.mark.parametrize("stored", [None, {"path": "/x/step-30", "step": 30, "attempt": "job-a1"}])

@@ -76,6 +76,26 @@ def test_a_malformed_pointer_is_refused(service: Any, wrong: dict[str, Any]) -> 
     assert post(service, attempt_id, "checkpoint", {"checkpoint": wrong}, bearer).status_code == 422
 
 
+def test_a_group_of_workers_shows_its_number(service: Any) -> None:
+    _, attempt_id, bearer = service.running()
+    first, second = (post(service, attempt_id, "group", {"scope": "job"}, bearer).json() for _ in range(2))
+    assert (first["number"], second["number"]) == (1, 2)
+    bearers = [{"Authorization": f"Bearer {group['token']}"} for group in (first, second)]
+    cut_off, alive = (post(service, attempt_id, "checkpoint", {"checkpoint": POINTER}, one) for one in bearers)
+    assert (cut_off.status_code, cut_off.json()["code"], alive.status_code) == (409, "attempt_fenced", 200)
+    for scope in ("", "a.1", "A", "x" * 17):
+        assert post(service, attempt_id, "group", {"scope": scope}, bearer).status_code == 422
+
+
+def test_an_attempt_is_asked_to_leave_machines_that_go(service: Any) -> None:
+    _, attempt_id, bearer = service.running()
+    node = {"node": "ab12", "address": "10.0.0.7", "leaves_at": 1_700_000_060.0}
+    assert post(service, attempt_id, "leave", {"nodes": []}, bearer).status_code == 422
+    assert post(service, attempt_id, "leave", {"nodes": [{**node, "node": "a b"}]}, bearer).status_code == 422
+    assert post(service, attempt_id, "leave", {"nodes": [node]}, bearer).json() == {"ok": True}
+    assert post(service, attempt_id, "heartbeat", {}, bearer).json() == {"command": "preempt"}
+
+
 def test_completion_is_heard_once_and_repeated(service: Any) -> None:
     job_id, attempt_id, bearer = service.running()
     for _ in range(2):

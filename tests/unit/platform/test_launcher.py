@@ -141,6 +141,12 @@ def test_capacity_sums_living_nodes() -> None:
         Ray(httpx.Response(200, json={"data": None})).launcher.nodes()
 
 
+def test_nodes_that_are_about_to_go_do_not_count() -> None:
+    alive = [{"node_id": name, "state": "ALIVE", "resources_total": {"CPU": 2.0}} for name in ("stays", "goes")]
+    document = {"data": {"result": {"result": alive}}}
+    assert Ray(httpx.Response(200, json=document)).launcher.nodes({"goes", "gone"}) == (Node(2, 0),)
+
+
 def test_the_command_is_a_constant_and_its_interpreter_is_quoted() -> None:
     assert entrypoint("train", "/usr/bin/python3") == "/usr/bin/python3 -P -m segfleet_jobs.train"
     odd = "/opt/my env/$(touch x)/python"
