@@ -54,11 +54,15 @@ class Evacuation:
             machines = self._cluster.machines()
         found = self._footing.look(machines, standing, fallen, now)
         if isinstance(found, Leaving):
-            news = [machine for machine in found.machines if machine.node not in self._told]
-            if news:
-                names = ", ".join(machine.address for machine in news)
-                print(f"segfleet: node {names} will leave the cluster; the training makes way", flush=True)
-                self._leave(news)
-                self._told.update(machine.node for machine in news)
+            self._tell(found.machines)
         elif found is not None and self._give_up is not None:
+            self._tell(found.lost)
             self._give_up(str(found), bool(self._told))
+
+    def _tell(self, machines: Sequence[Machine]) -> None:
+        news = [machine for machine in machines if machine.is_alive and machine.node not in self._told]
+        if news:
+            names = ", ".join(machine.address for machine in news)
+            print(f"segfleet: node {names} will leave the cluster; the training makes way", flush=True)
+            self._leave(news)
+            self._told.update(machine.node for machine in news)

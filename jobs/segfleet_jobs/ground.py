@@ -45,17 +45,17 @@ class Leaving:
 
 @dataclass(frozen=True, slots=True)
 class Short:
-    """The group is down, and the machines that are left cannot hold it.
+    """No worker stands, and the machines that are left cannot hold the group.
 
     Attributes:
-        lost: Those that it stood on, and that are gone or about to go.
+        lost: What it stood on, or was to stand on, and what is gone or about to go.
     """
 
     lost: tuple[Machine, ...]
 
     def __str__(self) -> str:
         names = ", ".join(machine.address for machine in self.lost)
-        return f"lost node{'s' if len(self.lost) > 1 else ''} {names}, and the others cannot hold all workers"
+        return f"without node{'s' if len(self.lost) > 1 else ''} {names} there is no room for all workers"
 
 
 def look(
@@ -72,12 +72,17 @@ def look(
     leaving = tuple(machine for machine in machines if machine.is_alive and not machine.stays)
     if below := tuple(machine for machine in leaving if machine.node in standing):
         return Leaving(below)
-    known = set(fallen)
-    lost = tuple(machine for machine in machines if machine.node in known and not machine.stays)
-    if standing or not lost:
+    if standing:
         return None
-    rest = Pool(tuple(machine.room for machine in machines if machine.stays))
-    return Short(lost) if rest.place(gang, gang.workers) is None else None
+    if known := set(fallen):
+        lost = tuple(machine for machine in machines if machine.node in known and not machine.stays)
+    else:  # a cluster that was never large enough may be about to grow
+        lost = leaving if _hold((machine for machine in machines if machine.is_alive), gang) else ()
+    return Short(lost) if lost and not _hold((machine for machine in machines if machine.stays), gang) else None
+
+
+def _hold(machines: Iterable[Machine], gang: Gang) -> bool:
+    return Pool(tuple(machine.room for machine in machines)).place(gang, gang.workers) is not None
 
 
 class Footing:

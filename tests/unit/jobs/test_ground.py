@@ -37,6 +37,9 @@ def going(machine: Machine, at: float = 0.0) -> Machine:
         pytest.param([A, gone(B), going(C)], "", "ab", Short((gone(B),)), id="no room on one that goes"),
         pytest.param([A, going(B)], "", "ab", Short((going(B),)), id="nobody is left to write a checkpoint"),
         pytest.param([A], "", "", None, id="not begun: the cluster may grow"),
+        pytest.param([A, going(B)], "", "", Short((going(B),)), id="not begun, planned onto one that goes"),
+        pytest.param([A, B, going(C)], "", "", None, id="not begun, room elsewhere"),
+        pytest.param([going(C)], "", "", None, id="not begun, never enough"),
         pytest.param([A], "", "a", None, id="no machine was lost"),
     ],
 )
@@ -59,7 +62,7 @@ def test_a_shortage_counts_when_it_lasts() -> None:
 
 
 def test_a_shortage_names_what_was_lost() -> None:
-    assert str(Short((A, B))) == "lost nodes 10.0.0.1, 10.0.0.2, and the others cannot hold all workers"
+    assert str(Short((A, B))) == "without nodes 10.0.0.1, 10.0.0.2 there is no room for all workers"
 
 
 @dataclass
@@ -111,7 +114,16 @@ def test_an_attempt_without_room_is_ended_as_what_it_is(is_asked: bool) -> None:
     cluster.table = [A, gone(B)]
     for now in (2.0, 2.0 + SHORT_S):
         evacuation.look((), {"a", "b"}, now)
-    assert cluster.ends == [("lost node 10.0.0.2, and the others cannot hold all workers", is_asked)]
+    assert cluster.ends == [("without node 10.0.0.2 there is no room for all workers", is_asked)]
+
+
+def test_an_attempt_that_was_planned_onto_a_machine_that_goes_tells_of_it_and_gives_its_place_back() -> None:
+    cluster = FakeCluster([A, going(B)])
+    evacuation = Evacuation(PAIR, cluster, cluster.leave, cluster.end)
+    for now in (0.0, SHORT_S):
+        evacuation.look((), (), now)
+    assert cluster.left == [["10.0.0.2"]]
+    assert [is_asked for _, is_asked in cluster.ends] == [True]
 
 
 def test_one_group_of_many_is_not_the_attempt() -> None:
