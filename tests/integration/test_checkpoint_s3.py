@@ -150,3 +150,20 @@ def test_an_address_that_is_no_store_is_refused() -> None:
         open_checkpoints("https://example.org/x", "job-a1")
     with pytest.raises(CheckpointError, match="SEGFLEET_CHECKPOINTS"):
         load_place(open_checkpoints(Path("/x"), "a1"), "s3://bucket/c")
+
+
+def test_a_group_that_wakes_up_touches_nothing_that_the_next_one_has_sent_or_sends(
+    job: str, server: dict[str, str]
+) -> None:
+    first, second = open_checkpoints(job, "job-a1"), open_checkpoints(job, "job-a1", 2)
+    pointer = save(first, 10)
+    record = save(second, 20)
+    assert record.path == f"{job}/job-a1/step-00000020.2"
+    put(server, job, "job-a1/step-00000030.2/model.safetensors", b"half")
+    put(server, job, "job-a1/step-00000020/model.safetensors", b"half")
+    prune(first, pointer)
+    names = {name.rpartition("/")[0] for name in objects(job)}
+    assert names == {"job-a1/step-00000010", "job-a1/step-00000020.2", "job-a1/step-00000030.2"}
+    assert [place.writer for place in second.places() if place.step == 20] == [(1, 2)]
+    prune(second, record, latest=1)
+    assert {name.rpartition("/")[0] for name in objects(job)} == {"job-a1/step-00000020.2"}
