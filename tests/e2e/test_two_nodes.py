@@ -84,9 +84,11 @@ class Stack:
         return f"{self.client.job(job_id)}\n{events}\n{''.join(self.client.logs(job_id))[-6000:]}"
 
     def sent_after(self, job_id: str, moment: datetime) -> list[str]:
-        """Objects among the job's checkpoints that were written after that."""
+        """Files among the job's checkpoints that were written after that."""
         found = self.bucket.list_objects_v2(Bucket=BUCKET, Prefix=f"checkpoints/{job_id}/").get("Contents", [])
-        return [str(one["Key"]) for one in found if one["LastModified"] > moment]
+        # Who deletes the last file of a folder leaves a mark of the folder.
+        files = [one for one in found if not one["Key"].endswith("/")]
+        return [str(one["Key"]) for one in files if one["LastModified"] > moment]
 
     def steps_told(self, run_id: str) -> list[int]:
         """Steps of a run's loss, in the order in which they were told."""
