@@ -138,6 +138,9 @@ def test_a_training_outlives_nodes_that_die_are_cut_off_and_are_taken_away(stack
     assert stack.steps_told(job["result"]["mlflow_run"]) == list(range(1, STEPS + 1))
     found = [(one["workers"], one["state"], (one["failure"] or {}).get("class")) for one in job["attempts"]]
     assert found == [(2, "failed", "node"), (1, "preempted", None), (1, "succeeded", None)]
+    # The worker that woke up heard why it had to end.
+    logs = [path.read_text(errors="replace") for path in stack.nodes.folder.glob("session_*/logs/worker-*.out")]
+    assert sum("a later group of its workers has taken over" in log for log in logs) == 1
 
 
 def lose(stack: Stack, job_id: str, address: str) -> None:
