@@ -17,6 +17,7 @@ from segfleet.queue.service import Queue
 from segfleet.queue.states import HOLDING, TERMINAL, JobState
 from segfleet.web.curves import Curves
 from segfleet.web.figures import DASH, progress_of
+from segfleet.web.line import Entry, Line, in_order
 
 FRESH_S = 1.0
 PAGE_JOBS = 50
@@ -43,6 +44,23 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
+class Use:
+    """How much of the cluster is in use.
+
+    Attributes:
+        nodes: (how many, CPUs of each, GPUs of each) of each kind of machine.
+        projects: {"name", "workers", "gpus", "running", "waiting", "quota"} of each.
+    """
+
+    cpus: int = 0
+    gpus: int = 0
+    all_cpus: int = 0
+    all_gpus: int = 0
+    nodes: Sequence[tuple[int, int, int]] = ()
+    projects: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True, slots=True)
 class Picture:
     """The queue at one moment.
 
@@ -52,10 +70,10 @@ class Picture:
     """
 
     at: float
-    active: Sequence[Any]
+    active: Sequence[Entry]
     held: Mapping[str, int]
     board: Board
-    quotas: Mapping[str, Quota]
+    use: Use
     counts: Mapping[JobState, int]
 
 
@@ -70,6 +88,7 @@ class Overview:
     def __init__(self, queue: Queue, curves: Curves) -> None:
         self._queue, self._curves, self._lock = queue, curves, threading.Lock()
         self._picture: tuple[float, Picture] | None = None
+        self._line = Line()
 
     def look(self) -> Picture:
         """The queue as it was at most a second ago.
@@ -84,7 +103,8 @@ class Overview:
 
     def rows(self, picture: Picture, wish: Wish) -> tuple[list[dict[str, Any]], int]:
         """The jobs of one page of the list, and how many there are in all pages."""
-        found = [row for row in picture.active if _is_wanted(row, wish)]
+        is_all = not (wish.project or wish.owner or wish.state or wish.text)
+        found = picture.active if is_all else [row for row in picture.active if _is_wanted(row, wish)]
         ids = [row.id for row in found[(wish.page - 1) * PAGE_JOBS :][:PAGE_JOBS]]
         with self._queue.store.read() as tx:
             jobs = tx.pages.jobs(ids)
@@ -99,11 +119,10 @@ class Overview:
     def _take(self) -> Picture:
         board = self._queue.board
         with self._queue.store.read() as tx:
-            active, held = tx.pages.active(), tx.pages.held_workers()
+            active, held = in_order(self._line.read(tx.pages), board.waits), tx.pages.held_workers()
             quotas, counts = policy_of(tx.policies())[0].projects, tx.count_jobs()
-        places = {job_id: wait.place for job_id, wait in board.waits.items()}
-        active.sort(key=lambda row: _order(row, places))
-        return Picture(self._queue.clock(), active, held, board, quotas, counts)
+        use = _use_of(active, held, board, quotas)
+        return Picture(self._queue.clock(), active, held, board, use, counts)
 
     def _row(self, job: Job, picture: Picture) -> dict[str, Any]:
         wait = picture.board.waits.get(job.id) if job.state == JobState.QUEUED else None
@@ -123,40 +142,22 @@ class Overview:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
-    """How much of the cluster is in use.
-
-    Attributes:
-        nodes: (how many, CPUs of each, GPUs of each) of each kind of machine.
-        projects: {"name", "workers", "gpus", "running", "waiting", "quota"} of each.
-    """
-
-    cpus: int = 0
-    gpus: int = 0
-    all_cpus: int = 0
-    all_gpus: int = 0
-    nodes: Sequence[tuple[int, int, int]] = ()
-    projects: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
-
-
-def use_of(picture: Picture) -> Use:
-    """Add up what the running jobs hold."""
+def _use_of(active: Sequence[Entry], held: Mapping[str, int], board: Board, quotas: Mapping[str, Quota]) -> Use:
+    """Add up what the running jobs hold, and count those that wait."""
     cpus = gpus = 0
     workers: Counter[str] = Counter()
     project_gpus: Counter[str] = Counter()
     running: Counter[str] = Counter()
-    waiting: Counter[str] = Counter()
-    for row in picture.active:
-        if row.state not in HOLDING:
-            waiting[row.project] += row.state == JobState.QUEUED
-            continue
-        number = picture.held.get(row.id, row.workers)
-        cpus, gpus = cpus + number * row.cpus, gpus + number * row.gpus
-        running[row.project] += 1
-        workers[row.project] += number
-        project_gpus[row.project] += number * row.gpus
-    names = sorted({*running, *(name for name, jobs in waiting.items() if jobs), *picture.quotas})
+    for entry in active:
+        if entry.state not in HOLDING:
+            break  # all that follow wait
+        number = held.get(entry.id, entry.workers)
+        cpus, gpus = cpus + number * entry.cpus, gpus + number * entry.gpus
+        running[entry.project] += 1
+        workers[entry.project] += number
+        project_gpus[entry.project] += number * entry.gpus
+    waiting = Counter(entry.project for entry in active if entry.state == JobState.QUEUED)
+    names = sorted({*running, *waiting, *quotas})
     projects = [
         {
             "name": name,
@@ -164,26 +165,18 @@ def use_of(picture: Picture) -> Use:
             "gpus": project_gpus[name],
             "running": running[name],
             "waiting": waiting[name],
-            "quota": picture.quotas.get(name, Quota()),
+            "quota": quotas.get(name, Quota()),
         }
         for name in names
     ]
-    nodes = picture.board.nodes or ()
+    nodes = board.nodes or ()
     alike = Counter((node.cpus, node.gpus) for node in nodes)
     kinds = [(number, *size) for size, number in sorted(alike.items(), reverse=True)]
     all_cpus, all_gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     return Use(cpus, gpus, all_cpus, all_gpus, kinds, projects)
 
 
-def _order(row: Any, places: Mapping[str, int]) -> tuple[float, ...]:
-    if row.state in HOLDING:
-        return (0, row.started_at or 0.0, row.seq)
-    if row.state == JobState.QUEUED:
-        return (1, places.get(row.id, float("inf")), -row.priority, row.seq)
-    return (2, row.seq)
-
-
-def _is_wanted(row: Any, wish: Wish) -> bool:
+def _is_wanted(row: Entry, wish: Wish) -> bool:
     return (
         (not wish.project or row.project == wish.project)
         and (not wish.owner or row.owner == wish.owner)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from segfleet.queue.states import TERMINAL, JobState
 from segfleet.web.frame import fragment, page, render
-from segfleet.web.overview import FRESH_S, PAGE_JOBS, Overview, Wish, use_of
+from segfleet.web.overview import FRESH_S, PAGE_JOBS, Overview, Wish
 from segfleet.web.visitors import OverviewArg
 
 router = APIRouter()
@@ -75,7 +75,7 @@ class Lists:
         pages = -(-total // PAGE_JOBS)
         is_filtered = bool(wish.text or wish.project or wish.owner or wish.state)
         shown = {"rows": rows, "total": total, "pages": pages, "following": following, "is_filtered": is_filtered}
-        return {**shown, "wish": wish, "use": use_of(picture), "picture": picture, "counts": counts, "now": picture.at}
+        return {**shown, "wish": wish, "use": picture.use, "picture": picture, "counts": counts, "now": picture.at}
 
 
 @router.get("/")

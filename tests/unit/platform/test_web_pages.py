@@ -13,7 +13,7 @@ from segfleet.queue.scheduling.values import Node, Wait
 from segfleet.web.charts import bar, curve, sparkline, time_line
 from segfleet.web.curves import FRESH_S, Curves, Learning
 from segfleet.web.figures import figure, percent, progress_of, stamp
-from segfleet.web.overview import PAGE_JOBS, Overview, Wish, use_of
+from segfleet.web.overview import PAGE_JOBS, Overview, Wish
 from serving import FROM_PAGE, Service, page_key, prepare_spec, sign_in
 
 HTML = {"Accept": "text/html"}
@@ -163,7 +163,7 @@ def test_the_queue_is_shown_in_its_order_with_reasons_and_in_pages(tmp_path: Pat
     assert [row["job"].id for row in rest] == [job.id for job in places[PAGE_JOBS:]]
     assert overview.rows(picture, Wish(project="p1"))[1] == PAGE_JOBS // 2 + 1
     assert overview.rows(picture, Wish(text=jobs[0].id))[1] == 1
-    use = use_of(picture)
+    use = picture.use
     assert (use.cpus, use.all_cpus, use.all_gpus, list(use.nodes)) == (0, 8, 4, [(2, 4, 2)])
     assert [project["waiting"] for project in use.projects] == [PAGE_JOBS // 2 + 1] * 2
 
