@@ -15,7 +15,7 @@ from segfleet.server.rights import IdentityArg
 from segfleet.server.schemas import EmptyBody, PriorityBody, RetryBody
 from segfleet.server.services import JobId, Services, ServicesArg
 from segfleet.web.frame import fragment, page, render
-from segfleet.web.job_view import curves_view, job_view
+from segfleet.web.job_view import curves_view, papers_view, state_view
 from segfleet.web.search_view import search_view
 from segfleet.web.visitors import FormArg
 
@@ -30,6 +30,7 @@ _TRIALS = "job_trials.html"
 def job_page(request: Request, job_id: JobId, services: ServicesArg, caller: IdentityArg) -> Response:
     """A job."""
     values = _values(request, services, caller, job_id)
+    values |= papers_view(services, values["job"])
     parts = {name: render(template, values) for name, template in _PART_TEMPLATES.items()}
     if values["job"].kind == "search":
         parts["trials"] = _trials(services, job_id)
@@ -47,12 +48,20 @@ def job_part(
     """A part of a job's page that is open."""
     if part == "trials":
         return fragment(request, _trials(services, job_id))
-    return fragment(request, render(_PART_TEMPLATES[part], _values(request, services, caller, job_id)))
+    if part == "state":
+        values = _values(request, services, caller, job_id)
+    else:
+        values = {"job": services.queue.get(job_id), **_learning(request, services, job_id)}
+    return fragment(request, render(_PART_TEMPLATES[part], values))
 
 
 def _values(request: Request, services: Services, caller: IdentityArg, job_id: str) -> dict[str, Any]:
-    view = job_view(services, caller, request.state.session, job_id)
-    return {**view, **curves_view(services, request.app.state.curves.of(job_id))}
+    view = state_view(services, caller, request.state.session, job_id)
+    return {**view, **_learning(request, services, job_id)}
+
+
+def _learning(request: Request, services: Services, job_id: str) -> dict[str, Any]:
+    return curves_view(services, request.app.state.curves.of(job_id))
 
 
 def _trials(services: Services, job_id: str) -> str:

@@ -41,8 +41,8 @@ _SMALLEST: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def job_view(services: Services, caller: Identity, session: str, job_id: str) -> dict[str, Any]:
-    """All that the queue knows of a job.
+def state_view(services: Services, caller: Identity, session: str, job_id: str) -> dict[str, Any]:
+    """How a job stands, and what the caller may do with it: what is looked at every few seconds.
 
     Raises:
         UnknownJobError: no such job.
@@ -61,14 +61,17 @@ def job_view(services: Services, caller: Identity, session: str, job_id: str) ->
         "end": now if job.finished_at is None else job.finished_at,
         "goodput": split,
         "goodput_spans": [] if split is None else _parts_of_time(split["seconds"]),
-        "events": queue.events(job_id)[-40:][::-1],
-        "spec": spec_lines(job),
         "actions": _actions(job, caller),
         "may_clone": may(caller, ("POST", "/jobs")),
         "form_key": form_key(session),
         "ray_url": _web(services.settings.ray_address),
         "is_over": is_terminal(job.state),
     }
+
+
+def papers_view(services: Services, job: Job) -> dict[str, Any]:
+    """What was asked for, and what has happened so far, as a page shows it once."""
+    return {"events": services.queue.events(job.id)[-40:][::-1], "spec": spec_lines(job)}
 
 
 def curves_view(services: Services, learning: Learning) -> dict[str, Any]:

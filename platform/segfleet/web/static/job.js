@@ -1,7 +1,9 @@
 // The job's page: its log, and the slider over its pictures.
 
 const KEPT_CHARS = 2_000_000;
-const LOOK_EVERY_MS = 1500;
+// A log that is silent is looked at less often.
+const LOOK_SOONEST_MS = 1500;
+const LOOK_LATEST_MS = 6000;
 // What a terminal would obey, and the marks that turn the direction of writing.
 const ESCAPES = /\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])/g;
 const CONTROLS = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
@@ -45,6 +47,7 @@ function show() {
 
 async function read() {
   let offset = 0;
+  let pause = LOOK_SOONEST_MS;
   for (;;) {
     let isMore = false;
     if (!document.hidden) {
@@ -63,7 +66,8 @@ async function read() {
         // The service is away for a while; the page says so.
       }
     }
-    if (!isMore) await new Promise((resolve) => setTimeout(resolve, LOOK_EVERY_MS));
+    pause = isMore ? LOOK_SOONEST_MS : Math.min(pause * 1.25, LOOK_LATEST_MS);
+    if (!isMore) await new Promise((resolve) => setTimeout(resolve, pause));
   }
 }
 
