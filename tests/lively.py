@@ -7,7 +7,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -365,8 +365,13 @@ def happen(past: Past, site: Site) -> None:
 
 
 @contextmanager
-def lively(folder: Path) -> Iterator[Site]:
-    """The service with its made-up jobs, at a port of this machine."""
+def lively(folder: Path, story: Callable[[Past, Site], None] = happen) -> Iterator[Site]:
+    """The service with its made-up jobs, at a port of this machine.
+
+    Args:
+        folder: For all that it stores.
+        story: Lets the jobs happen.
+    """
     settings = make_settings(folder / "home", lease_s=1e9, start_deadline_s=1e9)
     queue = make_queue(settings.home.root, MovedClock())  # type: ignore[arg-type]
     registry = Models(pictures=sheets())
@@ -375,7 +380,7 @@ def lively(folder: Path) -> Iterator[Site]:
     app = create_app(services, API_TOKEN)
     port = free_ports(1)[0]
     site = Site(f"http://127.0.0.1:{port}", queue, registry)
-    happen(Past(settings, queue, registry), site)
+    story(Past(settings, queue, registry), site)
     access = Access(queue.store, queue.clock, API_TOKEN)
     roles = {"vera": Role.VIEWER, "ann": Role.USER, "otto": Role.OPERATOR, "ada": Role.ADMIN}
     site.tokens = {
