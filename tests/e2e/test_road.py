@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -21,9 +20,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from crowding import crowded
+from embedded import embedded
 from segfleet.client import Client
-from segfleet.cluster.ports import free_ports
-from segfleet.cluster.processes import end_tree, marked
+from segfleet.cluster.processes import marked
 from segfleet.cluster.state import State
 from segfleet.errors import SpecError
 from segfleet.settings import Home, read_token
@@ -145,34 +144,9 @@ def step_of(job: dict[str, Any]) -> int:
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("road")
     shards = make_dataset(folder, num_samples=24)
-    home, port = Home(folder / "home"), free_ports(1)[0]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("SEGFLEET_")}
-    environment["SEGFLEET_HOME"] = str(home.root)
-    # The environment is read when `up` starts the service; a short lease makes lost attempts show within the test.
-    environment["SEGFLEET_LEASE_S"] = "30"
-    command = [
-        sys.executable,
-        "-m",
-        "segfleet.cli.main",
-        "up",
-        "--home",
-        str(home.root),
-        "--port",
-        str(port),
-        "--detach",
-    ]
-    started = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert started.returncode == 0, started.stdout + started.stderr
-    client = Client(f"http://127.0.0.1:{port}", read_token(home.token), patience_s=60.0)
-    yield Stack(home, client, shards, folder / "raw", environment)
-    client.close()
-    state = State.load(home)
-    subprocess.run(
-        [sys.executable, "-m", "segfleet.cli.main", "down", "--home", str(home.root)], env=environment, check=False
-    )
-    for part in ("service", "ray", "mlflow"):
-        if state is not None:
-            end_tree(None, state.mark(part), 0.0)
+    # A short lease makes lost attempts show within the test.
+    with embedded(folder / "home", SEGFLEET_LEASE_S="30") as up, Client(up.url, up.token, patience_s=60.0) as client:
+        yield Stack(up.home, client, shards, folder / "raw", up.environment)
 
 
 @pytest.fixture(scope="module")

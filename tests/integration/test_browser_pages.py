@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from browsing import chromium, needs_browser, sign_in, watched_page
 from factories import close_stores
 from lively import Site, lively
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.xdist_group("browser"),
-    pytest.mark.skipif(BROWSER is None, reason="needs an installed Chromium"),
-]
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("browser"), needs_browser]
 SPEC = "kind: prepare\nname: from-the-browser\ndataset: synthetic\nout: /data/shapes\n"
 
 
@@ -31,37 +24,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def page(browser: Any) -> Iterator[Any]:
-    """A page of a fresh browser; nothing may go wrong in it but what a test expects by `page.forgiven`."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    page = context.new_page()
-    page.set_default_timeout(10_000)
-    wrong: list[str] = []
-    page.forgiven = []
-    page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("requestfailed", lambda request: wrong.append(f"{request.url} {request.failure}"))
-    page.on("response", lambda answer: wrong.append(f"{answer.url} {answer.status}") if answer.status >= 400 else None)
-    yield page
-    # Live parts that are under way are cut off when one goes on to another page.
-    cut_off = re.compile(r"ERR_ABORTED")
-    left = [text for text in wrong if not cut_off.search(text) and not any(part in text for part in page.forgiven)]
-    context.close()
-    assert left == []
-
-
-def sign_in(page: Any, site: Site, user: str) -> None:
-    page.goto(site.url)
-    page.fill("input[name=token]", site.tokens[user])
-    page.click("button:has-text('Sign in')")
-    page.wait_for_selector("h1:has-text('Queue')")
+    with watched_page(browser) as page:
+        yield page
 
 
 @pytest.mark.parametrize("user", ["vera", "ann", "otto", "ada"])
