@@ -1,4 +1,4 @@
-"""The real stack through a real browser: from a spec in the editor to a promoted model, without any fault on the way."""
+"""The real stack through a real browser: from a spec in the editor to a promoted model, and no fault on the way."""
 
 from __future__ import annotations
 

@@ -98,6 +98,15 @@ def test_the_queue_moves_by_itself_and_by_keys(page: Any, site: Site) -> None:
     page.wait_for_selector("text=Nothing matches")
 
 
+def test_a_part_that_changes_keeps_the_focus_where_it_was(page: Any, site: Site) -> None:
+    sign_in(page, site, "ann")
+    page.goto(f"{site.url}/jobs/{site.jobs['main']}")
+    page.focus("button:has-text('Pause')")
+    page.evaluate("addEventListener('replaced', () => (window.changes = (window.changes ?? 0) + 1))")
+    page.wait_for_function("() => window.changes > 1")
+    assert page.evaluate("document.activeElement.textContent") == "Pause"
+
+
 def test_a_job_shows_curves_pictures_and_its_log(page: Any, site: Site) -> None:
     sign_in(page, site, "ann")
     page.goto(f"{site.url}/jobs/{site.jobs['main']}")

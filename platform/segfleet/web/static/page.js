@@ -13,6 +13,15 @@ function localTimes(root) {
   }
 }
 
+/** What scrolls can be reached by the keyboard, and what does not is no stop on the way. */
+function reachScrolling(root) {
+  for (const part of root.querySelectorAll(".tall, .scroll")) {
+    const isScrolling = part.scrollWidth > part.clientWidth || part.scrollHeight > part.clientHeight;
+    if (isScrolling) part.tabIndex = 0;
+    else part.removeAttribute("tabindex");
+  }
+}
+
 /** Whether somebody is writing or choosing in it: what is under the hands is not replaced. */
 function isInUse(element) {
   const active = document.activeElement;
@@ -20,16 +29,25 @@ function isInUse(element) {
   return (element.contains(active) && isField) || (getSelection()?.toString() && element.contains(getSelection().anchorNode));
 }
 
+/** By which an element of a part is known again when the part has been replaced. */
+function markOf(element) {
+  return [element.tagName, element.getAttribute("href") ?? element.form?.getAttribute("action") ?? element.className].join(" ");
+}
+
 function replaceContent(element, html) {
   const scrolled = [...element.querySelectorAll(".tall, .scroll, .classes")].map((part) => [part.scrollTop, part.scrollLeft]);
-  const focused = element.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+  const focused = element.contains(document.activeElement) ? markOf(document.activeElement) : null;
   const here = element.querySelector("tr.here a")?.getAttribute("href");
   element.innerHTML = html;
   localTimes(element);
+  reachScrolling(element);
   [...element.querySelectorAll(".tall, .scroll, .classes")].forEach((part, index) => {
     if (scrolled[index]) [part.scrollTop, part.scrollLeft] = scrolled[index];
   });
-  if (focused) element.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+  if (focused) {
+    const reachable = [...element.querySelectorAll("a, button, summary, [tabindex]")];
+    reachable.find((one) => markOf(one) === focused)?.focus({ preventScroll: true });
+  }
   if (here) element.querySelector(`a[href="${CSS.escape(here)}"]`)?.closest("tr")?.classList.add("here");
   element.dispatchEvent(new CustomEvent("replaced", { bubbles: true }));
 }
@@ -94,4 +112,6 @@ addEventListener("submit", (event) => {
 });
 
 localTimes(document);
+reachScrolling(document);
+addEventListener("resize", () => reachScrolling(document));
 document.querySelectorAll("[data-live]").forEach(keepLive);
