@@ -97,6 +97,11 @@ def main(folder: Path, names: Collection[str]) -> None:
             page.wait_for_timeout(900)
             # A dataset is looked at by a process of its own.
             page.wait_for_function("!document.querySelector('[aria-busy=true]')", timeout=20_000)
+            if page.locator(".sheet:visible").count():
+                # Pictures further down are fetched when one comes to them.
+                page.locator(".sheet:visible").scroll_into_view_if_needed()
+                page.wait_for_timeout(300)
+                page.evaluate("scrollTo(0, 0)")
             page.screenshot(path=str(folder / f"{shot.name}.png"), full_page=True)
             context.close()
         browser.close()

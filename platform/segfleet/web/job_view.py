@@ -26,11 +26,12 @@ _ACTIONS: Mapping[str, frozenset[JobState]] = {
     "cancel": frozenset(JobState) - {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED},
     "priority": frozenset(JobState) - {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED},
 }
+# Name in MLflow, title, unit, and the factor that gives it.
 _SERIES = (
-    ("train/loss", "Training loss", ""),
-    ("val/miou", "Validation mIoU", ""),
-    ("train/lr", "Learning rate", ""),
-    ("train/samples_per_s", "Training speed", " samples/s"),
+    ("train/loss", "Training loss", "", 1),
+    ("val/miou", "Validation mIoU", " %", 100),
+    ("train/lr", "Learning rate", "", 1),
+    ("train/samples_per_s", "Training speed", " samples/s", 1),
 )
 # Fields that every job has to have: a mark at them says nothing.
 _SMALLEST: Mapping[str, Mapping[str, Any]] = {
@@ -77,7 +78,10 @@ def papers_view(services: Services, job: Job) -> dict[str, Any]:
 def curves_view(services: Services, learning: Learning) -> dict[str, Any]:
     """All that MLflow knows of a job, and where its pages are."""
     found = learning.found or {"series": {}, "classes": {}, "pictures": []}
-    series = [(title, found["series"].get(name, []), unit) for name, title, unit in _SERIES]
+    series = [
+        (title, [(step, factor * value) for step, value in found["series"].get(name, [])], unit)
+        for name, title, unit, factor in _SERIES
+    ]
     classes = sorted(found["classes"].items(), key=lambda item: (-item[1], item[0]))
     base = _web(services.settings.mlflow_uri)
     run = f"{base}/#/experiments/{found['experiment_id']}/runs/{found['run_id']}" if base and "run_id" in found else ""

@@ -58,7 +58,7 @@ class Line:
 
 
 def in_order(entries: Iterable[Entry], waits: Mapping[str, Wait]) -> list[Entry]:
-    """Those that run, the longest first; those that wait, by their place; those that are paused."""
+    """Those that run, the longest first, and start; those that wait, by their place; those that are paused."""
     holding, placed, others = [], [], []
     for entry in entries:
         if entry.state in HOLDING:
@@ -67,7 +67,7 @@ def in_order(entries: Iterable[Entry], waits: Mapping[str, Wait]) -> list[Entry]
             placed.append(entry)
         else:
             others.append(entry)
-    holding.sort(key=lambda entry: (entry.started_at or 0.0, entry.seq))
+    holding.sort(key=lambda entry: (entry.started_at is None, entry.started_at or 0.0, entry.seq))
     placed.sort(key=lambda entry: waits[entry.id].place)
     # Whoever has no place yet comes behind those that have.
     others.sort(key=lambda entry: (entry.state == JobState.PAUSED, -entry.priority, entry.seq))

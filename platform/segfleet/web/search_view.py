@@ -11,6 +11,7 @@ from segfleet.server.services import Services
 from segfleet.server.trial_routes import of_job
 from segfleet.web.charts import Spot
 
+_TITLES = {"val/miou": "mIoU"}
 # Of the leaderboard, and of the curves; a search may have a thousand trials.
 _ROWS, _CURVES = 100, 40
 # A map with more fields than this tells nothing at a glance.
@@ -49,7 +50,7 @@ def search_view(services: Services, job_id: str) -> dict[str, Any]:
     standings = leaderboard(found["trials"], found["mode"])
     names = _short_names(standings)
     return {
-        "metric": found["metric"].removeprefix("val/"),
+        "metric": _TITLES.get(found["metric"], found["metric"].removeprefix("val/")),
         "standings": [(one, _choice(one.trial["params"], names)) for one in standings[:_ROWS]],
         "num_trials": len(standings),
         "final": next((trial for trial in found["trials"] if trial["kind"] == "final"), None),

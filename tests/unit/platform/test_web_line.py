@@ -78,14 +78,16 @@ def test_a_line_longer_than_a_statement_can_name_is_read_whole(tmp_path: Path, m
 
 
 def test_those_that_run_come_first_then_places_then_who_has_none_then_who_is_paused(tmp_path: Path) -> None:
-    world = World(tmp_path, ray=FakeLauncher(cpus=1))
-    runs, paused, early, late, urgent, second, first = (world.submit() for _ in range(7))
-    world.queue.set_priority(runs.id, "otto", 99)
+    world = World(tmp_path, ray=FakeLauncher(cpus=2))
+    starts, runs, paused, early, late, urgent, second, first = (world.submit() for _ in range(8))
+    for job in (starts, runs):
+        world.queue.set_priority(job.id, "otto", 99)
     world.step()
+    world.claim(runs)
     world.queue.pause(paused.id, "ann")
     world.queue.set_priority(urgent.id, "otto", 80)
     waits = {job.id: Wait(job.id, place, "") for place, job in ((1, first), (2, second))}
     with world.queue.store.read() as tx:
         order = in_order(Line().read(tx.pages), waits)
-    wanted = [runs, first, second, urgent, early, late, paused]
+    wanted = [runs, starts, first, second, urgent, early, late, paused]
     assert [entry.id for entry in order] == [job.id for job in wanted]
