@@ -98,7 +98,7 @@ def main(folder: Path, names: Collection[str]) -> None:
             # A dataset is looked at by a process of its own.
             page.wait_for_function("!document.querySelector('[aria-busy=true]')", timeout=20_000)
             if page.locator(".sheet:visible").count():
-                # Pictures further down are fetched when one comes to them.
+                # A picture further down is fetched when one comes to it.
                 page.locator(".sheet:visible").scroll_into_view_if_needed()
                 page.wait_for_timeout(300)
                 page.evaluate("scrollTo(0, 0)")
