@@ -64,11 +64,16 @@ class Wishes:
 
 @dataclass
 class Outcome:
-    """What became of the pictures: what was written of each, those that were done before, and those that failed."""
+    """What became of the pictures: what was written of each, those that were done before, and those that failed.
+
+    Attributes:
+        colors: `#rrggbb` of each class that overlays show, by name; the first one's where several have a name.
+    """
 
     predictions: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
+    colors: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,8 @@ class Predictor:
         wanted = wishes.label_ids
         if wanted and self._stored.class_names != tuple(class_table(wanted).names):
             raise DataError(f"the model's classes are not those of {wanted}; leave --label-ids out")
-        self.outcome = Outcome()
+        named = zip(reversed(self._stored.class_names), reversed(self._stored.palette), strict=True)
+        self.outcome = Outcome(colors={name: "#{:02x}{:02x}{:02x}".format(*color) for name, color in named})
 
     def run(self, sources: Sequence[Source], tell: Callable[[int], None]) -> Outcome:
         """Predict all that can be; what cannot be read is noted, and the rest goes on.

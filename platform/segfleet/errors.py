@@ -18,7 +18,8 @@
     |   `-- ModelRefusedError       the registry does not take a model
     |-- LaunchError         the cluster refused, or cannot be reached
     |-- ServiceError        the service refused a request, or cannot be reached
-    |   `-- TooManyStreamsError     no further stream can be opened
+    |   |-- TooManyStreamsError     no further stream can be opened
+    |   `-- TryBusyError            somebody else's picture is being tried
     |-- AccessError         the user's role, projects or jobs do not allow the request
     |   |-- UnauthorizedError       no valid token
     |   `-- UnknownTokenError       no token of that id
@@ -237,6 +238,15 @@ class TooManyStreamsError(ServiceError):
 
     def __str__(self) -> str:
         return f"{self.whose} has {self.most} streams open, which is the most; close some"
+
+
+class TryBusyError(ServiceError):
+    """Somebody else's picture is being tried."""
+
+    code = "try_busy"
+
+    def __str__(self) -> str:
+        return "another picture is being tried, and this server takes one at a time; try again in a minute"
 
 
 class AccessError(SegfleetError):

@@ -22,6 +22,7 @@ from segfleet.mlflow_login import checked_uri, mlflow_login
 DEFAULT_PORT = 8700
 # Long enough that nobody guesses it, and nothing that a header cannot carry.
 _TOKEN = re.compile(r"[\x21-\x7e]{16,}")
+_BARE = ("PATH", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "OMP_NUM_THREADS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,11 @@ class Home:
     def logs(self) -> Path:
         """Logs of attempts and of the service's own processes."""
         return (self.shared or self.root) / "logs"
+
+    @property
+    def tries(self) -> Path:
+        """Models that pictures are tried on, pulled; the picture itself while it is predicted."""
+        return self.root / "tries"
 
     @property
     def state(self) -> Path:
@@ -256,6 +262,11 @@ def child_environment(changes: Mapping[str, str | None]) -> dict[str, str]:
     merged: dict[str, str | None] = {**os.environ, "NO_PROXY": direct, "no_proxy": direct}
     merged |= {"PYTHONSAFEPATH": "1", **changes}
     return {name: value for name, value in merged.items() if value is not None}
+
+
+def bare_environment(changes: Mapping[str, str]) -> dict[str, str]:
+    """Environment of a child process that reads a stranger's bytes: where Python finds its modules, and no secret."""
+    return {name: os.environ[name] for name in _BARE if name in os.environ} | {"PYTHONSAFEPATH": "1", **changes}
 
 
 def read_token(path: Path) -> str:

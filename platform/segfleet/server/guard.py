@@ -31,11 +31,15 @@ from segfleet.queue.model import ATTEMPT_ID, JOB_ID
 from segfleet.server.limits import FAILURES, REQUESTS, Buckets, Rate
 from segfleet.server.problems import answer, refusal
 from segfleet.telemetry import count_request
+from segfleet.tryout.child import MAX_PICTURE_BYTES
 from segfleet.web import paths
 from segfleet.wire import API, REQUEST_ID
 
 MAX_BODY_BYTES = 1 << 20
 BODY_TIMEOUT_S = 30.0
+# Bodies with a picture, and how many of them may be arriving: each is held in memory.
+MAX_UPLOAD_BYTES = MAX_PICTURE_BYTES + (64 << 10)
+_UPLOADS_AT_ONCE = 4
 OPEN_PATHS = frozenset({"/healthz"})
 # Attempts bring credentials of their own, which the routes check.
 ATTEMPTS = f"{API}/attempts/"
@@ -47,6 +51,7 @@ _WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 # A form or plain text can be posted by any web page without asking; JSON cannot. Our own forms carry a key.
 _API_TYPES = ("application/json",)
 _PAGE_TYPES = (paths.FORM,)
+_UPLOAD_TYPES = (paths.UPLOAD,)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Whoever has no token can still choose the path.
 _LOGGED_PATH_CHARS = 200
@@ -83,6 +88,7 @@ class Guard:
         self.app, self._access, self._body_timeout_s = app, access, body_timeout_s
         self._hosts = _LOOPBACK_HOSTS | {name.lower() for name in names}
         self._requests, self._failures = Buckets(requests), Buckets(failures)
+        self._uploads = asyncio.Semaphore(_UPLOADS_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse the request, or read its body and hand it on."""
@@ -108,13 +114,11 @@ class Guard:
         elif refused is None and scope["path"] not in OPEN_PATHS and not scope["path"].startswith(ATTEMPTS):
             refused = await self._refusal_of_caller(scope, headers)
         if refused is None and scope["method"] in _WITH_BODY:
-            refused = _refusal_of_type(headers, _PAGE_TYPES if is_page else _API_TYPES)
-            if refused is None:
-                body = await self._body(headers, receive)
-                if isinstance(body, bytes):
-                    receive = _replay(body)
-                else:
-                    refused = body
+            body = await self._taken(scope["path"], is_page, headers, receive)
+            if isinstance(body, bytes):
+                receive = _replay(body)
+            else:
+                refused = body
         if refused is not None:
             await refused(scope, receive, sender)
             return
@@ -161,12 +165,24 @@ class Guard:
         state["identity"], state["session"] = identity, session_id
         return None if self._requests.take(identity.token_id) else _too_many()
 
-    async def _body(self, headers: Headers, receive: Receive) -> bytes | Response:
+    async def _taken(self, path: str, is_page: bool, headers: Headers, receive: Receive) -> bytes | Response:
+        """The body, if it is of a type and size that the path takes."""
+        if not paths.takes_picture(path):
+            refused = _refusal_of_type(headers, _PAGE_TYPES if is_page else _API_TYPES)
+            return refused or await self._body(headers, receive, MAX_BODY_BYTES)
+        if (refused := _refusal_of_type(headers, _UPLOAD_TYPES)) is not None:
+            return refused
+        if self._uploads.locked():
+            return _too_many()
+        async with self._uploads:
+            return await self._body(headers, receive, MAX_UPLOAD_BYTES)
+
+    async def _body(self, headers: Headers, receive: Receive, most: int) -> bytes | Response:
         try:
             async with asyncio.timeout(self._body_timeout_s):
-                return await _read_body(headers, receive)
+                return await _read_body(headers, receive, most)
         except _BodyTooLargeError:
-            text = f"a request has at most {MAX_BODY_BYTES} bytes"
+            text = f"a request has at most {most} bytes"
             return refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", text)
         except TimeoutError:
             return refusal(HTTPStatus.REQUEST_TIMEOUT, "timeout", "the body did not arrive in time")
@@ -266,15 +282,15 @@ def _address(scope: Scope) -> str:
     return str(client[0]) if client else "unknown"
 
 
-async def _read_body(headers: Headers, receive: Receive) -> bytes:
+async def _read_body(headers: Headers, receive: Receive, most: int) -> bytes:
     declared = headers.get("content-length", "0")
-    if not declared.isdecimal() or int(declared) > MAX_BODY_BYTES:
+    if not declared.isdecimal() or int(declared) > most:
         raise _BodyTooLargeError
     body = bytearray()
     while True:
         message = await receive()
         body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
+        if len(body) > most:
             raise _BodyTooLargeError
         if not message.get("more_body", False):
             return bytes(body)

@@ -28,6 +28,7 @@ from segfleet.errors import (
     ServiceError,
     SpecError,
     TooManyStreamsError,
+    TryBusyError,
     UnauthorizedError,
     UnknownJobError,
     UnknownTokenError,
@@ -58,6 +59,7 @@ _STATUSES: tuple[tuple[type[SegfleetError], HTTPStatus], ...] = (
     (WebhookError, HTTPStatus.UNPROCESSABLE_ENTITY),
     (LaunchError, HTTPStatus.SERVICE_UNAVAILABLE),
     (TooManyStreamsError, HTTPStatus.TOO_MANY_REQUESTS),
+    (TryBusyError, HTTPStatus.TOO_MANY_REQUESTS),
     (ServiceError, HTTPStatus.SERVICE_UNAVAILABLE),
     (SegfleetError, HTTPStatus.INTERNAL_SERVER_ERROR),
 )

@@ -18,6 +18,7 @@ from segfleet.server.feed import Feed
 from segfleet.server.guard import bearer_of
 from segfleet.server.streams import Places
 from segfleet.settings import Settings
+from segfleet.tryout.desk import Tries
 from segfleet.webhooks.desk import Webhooks
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Services:
         retention: What of ended jobs may go.
         feed: Of the streams.
         places: For the streams.
+        tries: Of models on pictures.
     """
 
     settings: Settings
@@ -52,6 +54,7 @@ class Services:
     retention: Retention = field(init=False)
     feed: Feed = field(init=False)
     places: Places = field(init=False)
+    tries: Tries = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "promotions", Promotions(self.queue, self.registry))
@@ -62,6 +65,7 @@ class Services:
         object.__setattr__(self, "retention", retention)
         object.__setattr__(self, "feed", Feed(self.queue))
         object.__setattr__(self, "places", Places())
+        object.__setattr__(self, "tries", Tries(home.tries, self.registry, self.queue.clock))
 
 
 @dataclass(frozen=True, slots=True)

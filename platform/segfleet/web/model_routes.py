@@ -21,10 +21,10 @@ from segfleet.web.visitors import FormArg, may
 
 router = APIRouter()
 
-_ALIAS, _VERSION = re.compile(r"[a-z][a-z0-9_-]{0,62}"), re.compile(r"[1-9][0-9]{0,8}")
+_ALIAS, VERSION = re.compile(r"[a-z][a-z0-9_-]{0,62}"), re.compile(r"[1-9][0-9]{0,8}")
 _PROMOTIONS = 20
 
-Chosen = Annotated[str | None, Query(pattern=f"^{_VERSION.pattern}$", description="number of a version")]
+Chosen = Annotated[str | None, Query(pattern=f"^{VERSION.pattern}$", description="number of a version")]
 
 
 @router.get("/models")
@@ -59,6 +59,7 @@ def model_page(
         compared=None if a is None or b is None else _compared(name, versions, a, b),
         a=a,
         b=b,
+        may_try=may(caller, ("GET", "/models/{name}/tries")),
         may_promote=may(caller, ("POST", "/models/{name}/promotions")),
     )
 
@@ -70,7 +71,7 @@ def promote(name: ModelName, form: FormArg, services: ServicesArg, caller: Ident
     if not _ALIAS.fullmatch(alias):
         hint = "use small letters, digits, _ and -, such as champion"
         raise SpecError([Problem("alias", f"{alias[:40]!r} cannot be one", hint)], "form")
-    if not _VERSION.fullmatch(version):
+    if not VERSION.fullmatch(version):
         raise ModelError(f"{version[:40]!r} is no version of {name!r}")
     body = PromoteBody(alias=alias, version=version, project=None)
     promotion_routes.promote(name, body, services, caller, Response())

@@ -18,6 +18,7 @@ from segfleet.web import (
     queue_routes,
     session_routes,
     submit_routes,
+    try_routes,
 )
 from segfleet.web.curves import Curves
 from segfleet.web.datasets import Inspections
@@ -38,6 +39,7 @@ _ROUTES = (
     model_routes,
     dataset_routes,
     operation_routes,
+    try_routes,
 )
 
 

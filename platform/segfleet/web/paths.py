@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from http.cookies import CookieError, SimpleCookie
 
 SIGN_IN = "/sign-in"
 STATIC = "/static/"
-FORM = "application/x-www-form-urlencoded"
+FORM, UPLOAD = "application/x-www-form-urlencoded", "multipart/form-data"
+_TAKES_PICTURES = re.compile(r"/models/[^/]+/tries")
 _SECTIONS = frozenset(
     {"", "sign-in", "sign-out", "static", "live", "jobs", "submit", "check", "models", "datasets", "operations"}
 )
@@ -29,6 +31,11 @@ HEADERS: Mapping[str, str] = {
 def is_page(path: str) -> bool:
     """Whether a path belongs to the web page."""
     return path.startswith("/") and path.split("/", 2)[1] in _SECTIONS
+
+
+def takes_picture(path: str) -> bool:
+    """Whether the form of a page is posted with a picture in it."""
+    return _TAKES_PICTURES.fullmatch(path) is not None
 
 
 def is_open(path: str) -> bool:

@@ -13,15 +13,20 @@ from segfleet.access.sessions import form_key
 from segfleet.errors import AccessError
 from segfleet.server.rights import RIGHTS
 from segfleet.web.overview import Overview
-from segfleet.web.paths import SIGN_IN
+from segfleet.web.paths import SIGN_IN, UPLOAD
+from segfleet.web.uploads import split_upload
 
 _MOST_FIELDS = 50
 _KEY_HEADER = "X-Form-Key"
 
 
 async def read_form(request: Request) -> dict[str, str]:
-    """The fields of a posted form."""
-    text = (await request.body()).decode("utf-8", errors="replace")
+    """The fields of a posted form; a picture in it is kept for `PictureArg`."""
+    body, media_type = await request.body(), request.headers.get("content-type", "")
+    if media_type.lower().startswith(UPLOAD):
+        fields, request.state.picture = split_upload(media_type, body)
+        return fields
+    text = body.decode("utf-8", errors="replace")
     try:
         return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=_MOST_FIELDS))
     except ValueError as error:
@@ -62,4 +67,9 @@ def _overview(request: Request) -> Any:
     return request.app.state.overview
 
 
+def _picture(request: Request, _form: FormArg) -> bytes:
+    return getattr(request.state, "picture", b"")
+
+
+PictureArg = Annotated[bytes, Depends(_picture)]
 OverviewArg = Annotated[Overview, Depends(_overview)]

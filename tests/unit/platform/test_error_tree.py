@@ -27,6 +27,7 @@ EXAMPLES = [
     errors.LaunchError("unreachable"),
     errors.ServiceError("unreachable"),
     errors.TooManyStreamsError("this token", "100"),
+    errors.TryBusyError(),
     errors.AccessError("this needs the role admin"),
     errors.UnauthorizedError("no token"),
     errors.UnknownTokenError("0123456789ab"),

@@ -55,7 +55,7 @@ function replaceContent(element, html) {
 async function keepLive(element) {
   let tag = "";
   const every = Number(element.dataset.every) * 1000;
-  for (let failures = 0; !("over" in element.dataset); ) {
+  for (let failures = 0; !("over" in element.dataset) && !element.querySelector("[data-over]"); ) {
     await new Promise((resolve) => setTimeout(resolve, Math.min(every * 2 ** failures, 30000)));
     if (document.hidden || isInUse(element)) continue;
     try {

@@ -1,0 +1,1 @@
+"""A model tried on one picture, as people do before they trust it."""
