@@ -121,6 +121,17 @@ def node_cut_off(world: World, dice: random.Random) -> Struck:
     return struck[0] if struck else ""
 
 
+def node_drained(world: World, dice: random.Random) -> Struck:
+    """Its cloud takes it away with a notice, and another one comes in its place."""
+    address = dice.choice(NODES)
+    struck = [job_of(process) for process in world.nodes.workers(address)]
+    world.nodes.drain(address, seconds=int(CUT_OFF_S))
+    time.sleep(CUT_OFF_S)
+    world.nodes.kill(address)
+    world.nodes.join(address)
+    return struck[0] if struck else ""
+
+
 def service_killed(world: World, dice: random.Random) -> Struck:
     world.end_service(signal.SIGKILL)
     world.start_service()
@@ -267,6 +278,7 @@ KINDS: dict[str, Fault] = {
     "node killed and replaced": node_killed,
     "node paused": node_paused,
     "node cut off, given up, awake again": node_cut_off,
+    "node drained and replaced": node_drained,
     "service killed": service_killed,
     "service restarted": service_restarted,
     "service paused": service_paused,
