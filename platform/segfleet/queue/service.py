@@ -187,7 +187,7 @@ class Queue(JobCommands):
         checked = check_rules(scope, name, rules)
         with self.store.write() as tx:
             before = next((known for *whose, known in tx.policies() if whose == [scope, name]), {})
-            audit.name_subject(difference(before, checked))
+            audit.name_subject(f"{scope} {name}: {difference(before, checked)}")
             tx.set_policy(scope, name, checked)
         return {"scope": scope, "name": name, "rules": checked}
 

@@ -55,6 +55,9 @@ PAGE_RIGHTS: Mapping[tuple[str, str], Right | None] = {
     ("GET", "/datasets"): _VIEW,
     ("GET", "/datasets/{dataset_id}"): _VIEW,
     ("GET", "/datasets/{dataset_id}/sheet"): _VIEW,
+    # Forms cannot put; the API's routes of the same rules have the same rights.
+    ("POST", "/policies"): _OPERATE,
+    ("POST", "/retention"): _ADMIN,
 }
 # None: open, or the caller is an attempt, which proves itself to the route.
 RIGHTS: Mapping[tuple[str, str], Right | None] = {

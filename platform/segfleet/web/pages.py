@@ -14,6 +14,7 @@ from segfleet.web import (
     frame,
     job_routes,
     model_routes,
+    operating_routes,
     operation_routes,
     queue_routes,
     session_routes,
@@ -39,6 +40,7 @@ _ROUTES = (
     model_routes,
     dataset_routes,
     operation_routes,
+    operating_routes,
     try_routes,
 )
 

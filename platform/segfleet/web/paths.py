@@ -11,7 +11,22 @@ STATIC = "/static/"
 FORM, UPLOAD = "application/x-www-form-urlencoded", "multipart/form-data"
 _TAKES_PICTURES = re.compile(r"/models/[^/]+/tries")
 _SECTIONS = frozenset(
-    {"", "sign-in", "sign-out", "static", "live", "jobs", "submit", "check", "models", "datasets", "operations"}
+    {
+        "",
+        "sign-in",
+        "sign-out",
+        "static",
+        "live",
+        "jobs",
+        "submit",
+        "check",
+        "models",
+        "datasets",
+        "operations",
+        "policies",
+        "retention",
+        "tokens",
+    }
 )
 # Nothing from elsewhere, nothing inline: a name that slipped through unescaped could still not run.
 CONTENT_POLICY = (

@@ -260,10 +260,10 @@ def test_the_audit_log_says_which_rules_changed(client: Client) -> None:
         client.set_policy("project", "vision", rules)
         said.append(client.audit()["entries"][0]["subject"])
     assert said == [
-        "max_workers: null -> 8",
-        "max_workers: 8 -> 16; weight: null -> 2",
-        "max_workers: 16 -> null",
-        "nothing changed",
+        "project vision: max_workers: null -> 8",
+        "project vision: max_workers: 8 -> 16; weight: null -> 2",
+        "project vision: max_workers: 16 -> null",
+        "project vision: nothing changed",
     ]
 
 
