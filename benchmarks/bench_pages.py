@@ -129,7 +129,9 @@ async def _open_pages(site: Site, cookies: httpx.Cookies, num_open: int, seconds
     """Half look at the queue, three tenths at a project's jobs, two tenths at a job."""
     times: list[float] = []
     until = time.monotonic() + seconds
-    async with httpx.AsyncClient(base_url=site.url, cookies=cookies, timeout=30, limits=httpx.Limits()) as visitor:
+    # The service closes what is silent for five seconds; who uses it at that moment fails, where a browser asks again.
+    limits = httpx.Limits(keepalive_expiry=3.0)
+    async with httpx.AsyncClient(base_url=site.url, cookies=cookies, timeout=30, limits=limits) as visitor:
         parts: list[tuple[str, float]] = []
         for number in range(num_open):
             if number % 10 < 8:

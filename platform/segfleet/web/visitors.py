@@ -22,6 +22,8 @@ _KEY_HEADER = "X-Form-Key"
 
 async def read_form(request: Request) -> dict[str, str]:
     """The fields of a posted form; a picture in it is kept for `PictureArg`."""
+    if request.method in ("GET", "HEAD"):
+        return {}  # waiting for a body that never comes would make a failure of every visitor who leaves
     body, media_type = await request.body(), request.headers.get("content-type", "")
     if media_type.lower().startswith(UPLOAD):
         fields, request.state.picture = split_upload(media_type, body)
