@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from playwright.sync_api import sync_playwright  # noqa: E402
 
-from lively import Site, add_dataset, lively  # noqa: E402 - it lies beside the tests
+from lively import Site, add_dataset, lively, street  # noqa: E402 - it lies beside the tests
 
 _WIDE, _NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 
@@ -66,8 +66,14 @@ def shots(site: Site) -> Iterator[Shot]:
     yield Shot("datasets-narrow", "/datasets", _NARROW)
     yield Shot("dataset", f"/datasets/{site.dataset}", _WIDE)
     yield Shot("dataset-narrow", f"/datasets/{site.dataset}", _NARROW, "dark")
+    yield Shot("try", "/models/segmenter-cityscapes/tries?version=7", _WIDE)
+    yield Shot("tried", "/models/segmenter-cityscapes/tries?version=7", _WIDE)
+    yield Shot("tried-narrow", "/models/segmenter-cityscapes/tries?version=7", _NARROW, "dark")
     yield Shot("operations", "/operations", _WIDE, user="ada")
     yield Shot("operations-narrow", "/operations", _NARROW, user="otto")
+    yield Shot("operating", "/operations", _WIDE, "dark", user="ada")
+    yield Shot("operating-narrow", "/operations", _NARROW, user="ada")
+    yield Shot("retention", "/retention/plan", _WIDE, user="ada")
     yield Shot("not-found", "/jobs/job-aaaaaaaa", _WIDE)
 
 
@@ -76,6 +82,17 @@ def sign_in(page: Any, site: Site, user: str) -> None:
     page.goto(f"{site.url}/sign-in")
     page.fill("input[name=token]", site.tokens[user])
     page.click("text=Sign in")
+
+
+def prepare(page: Any, name: str) -> None:
+    """What a person does before the pictures of this name."""
+    if name == "tried":
+        page.set_input_files("#picture", {"name": "street.png", "mimeType": "image/png", "buffer": street()})
+        page.click("button:has-text('Try it')")
+        page.wait_for_selector("text=Classes in the picture")
+        page.wait_for_function("() => document.querySelector('.tried img').naturalWidth > 0")
+    if name == "operating":
+        page.evaluate("() => document.querySelectorAll('details').forEach((each) => (each.open = true))")
 
 
 def main(folder: Path, names: Collection[str]) -> None:
@@ -102,6 +119,7 @@ def main(folder: Path, names: Collection[str]) -> None:
                 page.locator(".sheet:visible").scroll_into_view_if_needed()
                 page.wait_for_timeout(300)
                 page.evaluate("scrollTo(0, 0)")
+            prepare(page, shot.name.removesuffix("-narrow"))
             page.screenshot(path=str(folder / f"{shot.name}.png"), full_page=True)
             context.close()
         browser.close()

@@ -33,10 +33,12 @@ from segfleet.server.services import Services
 from segfleet.settings import Settings
 from segfleet.spec.kinds import PrepareSpec
 from segfleet.spec.resolve import resolve_spec, to_document
+from segfleet.tryout.child import Prediction
 from segfleet.web.datasets import id_of
-from segfleet_jobs.pictures import prediction_sheet
+from segfleet_jobs.pictures import encode_png, prediction_sheet
 from segfleet_pipelines.datasets.synthetic import CLASSES, IGNORE_INDEX, draw_landscape
 from segfleet_pipelines.manifest import FileInfo, Manifest, SplitInfo
+from segfleet_pipelines.picture import overlay
 from segfleet_pipelines.writer import prepare
 from serving import API_TOKEN, FakeRegistry
 from world import INSTANCE
@@ -313,6 +315,29 @@ def _guess(truth: Any, shift: int) -> Any:
     return np.where(moved == IGNORE_INDEX, 0, moved).astype(np.uint8)
 
 
+def street() -> bytes:
+    """A picture to try a model on, a PNG."""
+    return encode_png(_scene()[0])
+
+
+def predicted(_model: Path, _picture: bytes, _work: Path) -> Prediction:
+    """What a model makes of `street`, nearly right."""
+    image, mask = _scene()
+    labels, names = _guess(mask, 2), tuple(CLASSES)
+    shares = {
+        name: float(share)
+        for name, share in zip(names, np.bincount(labels.ravel(), minlength=99) / labels.size, strict=False)
+    }
+    colors = {name: "#{:02x}{:02x}{:02x}".format(*color) for name, color in CLASSES.items()}
+    blended = overlay(image, labels, tuple(tuple(color) for color in CLASSES.values()))
+    return Prediction(encode_png(blended), {name: share for name, share in shares.items() if share}, colors)
+
+
+def _scene() -> Any:
+    image, mask = draw_landscape(np.random.default_rng(5))
+    return image.repeat(5, 0).repeat(5, 1), mask.repeat(5, 0).repeat(5, 1)
+
+
 def happen(past: Past, site: Site) -> None:
     """Nine hours of a team."""
     past.at(9.0)
@@ -377,6 +402,7 @@ def lively(folder: Path, story: Callable[[Past, Site], None] = happen) -> Iterat
     registry = Models(pictures=sheets())
     office = Office(queue.store, queue.clock, settings.server, settings.leader_lease_s)
     services = Services(settings, queue, registry, lambda: True, office)  # type: ignore[arg-type]
+    services.tries.predict = predicted
     app = create_app(services, API_TOKEN)
     port = free_ports(1)[0]
     site = Site(f"http://127.0.0.1:{port}", queue, registry)
