@@ -7,7 +7,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +62,7 @@ class MovedClock:
 class Machines(FakeLauncher):
     """Four machines."""
 
-    def nodes(self) -> tuple[Node, ...]:
+    def nodes(self, leaving: Collection[str] = ()) -> tuple[Node, ...]:
         return (Node(32, 4),) * 3 + (Node(64, 8),)
 
 
