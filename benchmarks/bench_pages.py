@@ -121,7 +121,9 @@ async def _keep_open(visitor: httpx.AsyncClient, path: str, every: float, until:
         try:
             answer = await visitor.get(path, headers={"If-None-Match": tag} if tag else {})
         except httpx.TransportError:
-            continue  # the service closes connections that are silent for long; a page asks again
+            # The service closes connections that are silent for long; a page asks again.
+            await asyncio.sleep(every)
+            continue
         assert answer.status_code in (200, 304, 404), answer.status_code
         tag = answer.headers.get("etag", tag)
         times.append(1000 * (time.perf_counter() - began))
