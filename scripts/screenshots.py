@@ -84,7 +84,7 @@ def sign_in(page: Any, site: Site, user: str) -> None:
     page.click("text=Sign in")
 
 
-def prepare(page: Any, name: str) -> None:
+def get_ready(page: Any, name: str) -> None:
     """What a person does before the pictures of this name."""
     if name == "tried":
         page.set_input_files("#picture", {"name": "street.png", "mimeType": "image/png", "buffer": street()})
@@ -119,7 +119,7 @@ def main(folder: Path, names: Collection[str]) -> None:
                 page.locator(".sheet:visible").scroll_into_view_if_needed()
                 page.wait_for_timeout(300)
                 page.evaluate("scrollTo(0, 0)")
-            prepare(page, shot.name.removesuffix("-narrow"))
+            get_ready(page, shot.name.removesuffix("-narrow"))
             page.screenshot(path=str(folder / f"{shot.name}.png"), full_page=True)
             context.close()
         browser.close()

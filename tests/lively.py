@@ -7,7 +7,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -324,10 +324,8 @@ def predicted(_model: Path, _picture: bytes, _work: Path) -> Prediction:
     """What a model makes of `street`, nearly right."""
     image, mask = _scene()
     labels, names = _guess(mask, 2), tuple(CLASSES)
-    shares = {
-        name: float(share)
-        for name, share in zip(names, np.bincount(labels.ravel(), minlength=99) / labels.size, strict=False)
-    }
+    counts = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
+    shares = {name: float(share) for name, share in zip(names, counts, strict=True)}
     colors = {name: "#{:02x}{:02x}{:02x}".format(*color) for name, color in CLASSES.items()}
     blended = overlay(image, labels, tuple(tuple(color) for color in CLASSES.values()))
     return Prediction(encode_png(blended), {name: share for name, share in shares.items() if share}, colors)
