@@ -112,8 +112,11 @@ def main(folder: Path, names: Collection[str]) -> None:
             page.wait_for_timeout(1200)
             page.goto(site.url + shot.path)
             page.wait_for_timeout(900)
-            # A dataset is looked at by a process of its own.
-            page.wait_for_function("!document.querySelector('[aria-busy=true]')", timeout=20_000)
+            # A dataset is looked at by a process of its own; its page loads itself anew until that has ended.
+            for _ in range(60):
+                if not page.locator("[aria-busy=true]").count():
+                    break
+                page.wait_for_timeout(500)
             if page.locator(".sheet:visible").count():
                 # A picture further down is fetched when one comes to it.
                 page.locator(".sheet:visible").scroll_into_view_if_needed()

@@ -50,7 +50,7 @@ _templates = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_templates.globals |= {"charts": charts, "may": may, "version": version("segfleet")}
+_templates.globals |= {"charts": charts, "may": may, "release": version("segfleet")}
 _templates.filters |= {
     "ago": lambda moment, now: duration(now - moment),
     "count": figures.count,
