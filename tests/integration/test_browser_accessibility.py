@@ -9,12 +9,19 @@ import pytest
 
 from browsing import NARROW, WIDE, chromium, needs_browser, sections, sign_in, watched_page
 from factories import close_stores
-from lively import Site, lively
+from lively import Site, add_dataset, lively
 
 axe = pytest.importorskip("axe_playwright_python.base", reason="needs axe-playwright-python")
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("browser"), needs_browser]
 # Behind the navigation; the jobs are one of each kind and state.
-DEEPER = ("/?show=ended", "/?text=nothing", "/models/segmenter-cityscapes?a=6&b=7", "/jobs/job-aaaaaaaa")
+DEEPER = (
+    "/?show=ended",
+    "/models/segmenter-cityscapes/tries?version=7",
+    "/retention/plan",
+    "/?text=nothing",
+    "/models/segmenter-cityscapes?a=6&b=7",
+    "/jobs/job-aaaaaaaa",
+)
 LOOKS = [(scheme, width) for scheme in ("light", "dark") for width in (WIDE, NARROW)]
 # What follows a change of size is done by the frame after the next.
 RUN = """async () => {
@@ -25,7 +32,9 @@ RUN = """async () => {
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with lively(tmp_path_factory.mktemp("lively")) as site:
+    folder = tmp_path_factory.mktemp("lively")
+    with lively(folder) as site:
+        add_dataset(site, folder / "landscapes")
         yield site
     close_stores()
 
@@ -68,7 +77,10 @@ def test_no_page_keeps_anybody_out(page: Any, site: Site, user: str) -> None:
         page.goto(site.url + path)
         page.wait_for_load_state("networkidle")
         found += findings(page)
-    assert found == []
+    page.goto(f"{site.url}/datasets/{site.dataset}")
+    while page.locator("[aria-busy=true]").count():  # it loads itself anew until the dataset was looked at
+        page.wait_for_timeout(500)
+    assert findings(page) == found == []
 
 
 def test_the_sign_in_keeps_nobody_out(page: Any, site: Site) -> None:

@@ -37,7 +37,13 @@ def page(browser: Any) -> Iterator[Any]:
 @pytest.mark.parametrize("user", ["vera", "ann", "otto", "ada"])
 def test_each_role_signs_in_and_sees_what_it_may_do(page: Any, site: Site, user: str) -> None:
     sign_in(page, site, user)
-    pages = ["Queue", "Models", *["Operations"] * (user in ("otto", "ada")), *["New job"] * (user != "vera")]
+    pages = [
+        "Queue",
+        "Models",
+        "Datasets",
+        *["Operations"] * (user in ("otto", "ada")),
+        *["New job"] * (user != "vera"),
+    ]
     assert page.locator(".nav a").all_inner_texts() == pages
     # The job is Ann's.
     page.click("text=cityscapes-seg-l-mask-16")
