@@ -6,6 +6,9 @@ STAMP := $(VENV)/.ready
 PAIR := env OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 MARKS_UNIT := not integration and not e2e and not gpu
 
+# Hundreds of processes are started; modules that are compiled once need not be compiled by each of them.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-unit check format fuzz bench bench-architectures bench-data bench-model bench-pages bench-queue kill-points screenshots soak soak-queue test-all lock clean
 
