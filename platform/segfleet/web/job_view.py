@@ -64,6 +64,7 @@ def state_view(services: Services, caller: Identity, session: str, job_id: str) 
         "goodput_spans": [] if split is None else _parts_of_time(split["seconds"]),
         "actions": _actions(job, caller),
         "may_clone": may(caller, ("POST", "/jobs")),
+        "may_promote": may(caller, ("POST", "/models/{name}/promotions")),
         "form_key": form_key(session),
         "ray_url": _web(services.settings.ray_address),
         "is_over": is_terminal(job.state),

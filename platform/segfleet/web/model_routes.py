@@ -16,6 +16,7 @@ from segfleet.server import promotion_routes
 from segfleet.server.model_schemas import ModelName, PromoteBody
 from segfleet.server.rights import IdentityArg
 from segfleet.server.services import ServicesArg
+from segfleet.web.curves import Curves, Learning
 from segfleet.web.frame import page
 from segfleet.web.visitors import FormArg, may
 
@@ -57,6 +58,7 @@ def model_page(
         gates=[(gate["alias"], gate_text(gate["rules"])) for gate in services.promotions.gates(name)],
         promotions=[(one, figures_text({"figures": one.figures})) for one in promotions],
         compared=None if a is None or b is None else _compared(name, versions, a, b),
+        sheets=[] if a is None or b is None else _sheets(request.app.state.curves, versions, (a, b)),
         a=a,
         b=b,
         may_try=may(caller, ("GET", "/models/{name}/tries")),
@@ -80,6 +82,20 @@ def promote(name: ModelName, form: FormArg, services: ServicesArg, caller: Ident
 
 def _figures(version: Mapping[str, Any]) -> list[tuple[str, float]]:
     return sorted(version["metrics"].items())
+
+
+def _sheets(curves: Curves, versions: Sequence[Mapping[str, Any]], wanted: Sequence[str]) -> list[tuple[str, str, str]]:
+    """(version, job, name of its latest sheet of sample predictions) of those that have one.
+
+    Sheets hold the same samples where the dataset is the same.
+    """
+    jobs = {version["version"]: version["job"] for version in versions}
+    found = []
+    for number in wanted:
+        learning = curves.of(jobs[number]) if jobs[number] else Learning()
+        if learning.found and learning.found["pictures"]:
+            found.append((number, jobs[number], learning.found["pictures"][-1]))
+    return found
 
 
 def _compared(name: str, versions: Sequence[Mapping[str, Any]], a: str, b: str) -> list[tuple[str, str, str, str]]:

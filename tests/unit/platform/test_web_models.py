@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -62,8 +63,43 @@ def test_two_versions_stand_side_by_side(service: Service, monkeypatch: pytest.M
     text = look(service, "/models/seg?a=1&b=2")
     assert "Version 1 beside version 2" in text
     assert "+0.03" in text
+    assert "Sample predictions" not in text
     look(service, "/models/seg?a=1&b=3", 404)
     look(service, "/models/seg?a=1&b=x", 422)
+
+
+def test_the_pictures_of_two_versions_stand_side_by_side(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    sign_in(service)
+    versions = [{**service.registry.version("seg", number), "job": f"job-aaaaaaa{number}"} for number in "12"]
+    versions.append({**versions[0], "version": "3", "job": None})
+    model = {**service.registry.models()[0], "versions": versions}
+    monkeypatch.setattr(service.registry, "model", lambda name: model)
+    for number in "12":
+        pictures = ["step-00000010.png", f"step-000000{number}0.png"]
+        found = {"run_id": "r", "experiment_id": "1", "series": {}, "classes": {}, "pictures": pictures}
+        service.registry.curves_of[f"job-aaaaaaa{number}"] = found
+    for _ in range(200):  # threads ask MLflow meanwhile
+        text = look(service, "/models/seg?a=2&b=1")
+        if text.count('class="sheet"') == 2:
+            break
+        threading.Event().wait(0.01)
+    second, first = "/jobs/job-aaaaaaa2/pictures/step-00000020.png", "/jobs/job-aaaaaaa1/pictures/step-00000010.png"
+    assert 0 < text.index(f'src="{second}"') < text.index(f'src="{first}"')
+    assert look(service, "/models/seg?a=2&b=3").count('class="sheet"') == 1
+
+
+@pytest.mark.parametrize(("role", "may"), [(Role.USER, True), (Role.VIEWER, False)])
+def test_what_a_job_has_registered_is_promoted_from_its_page(service: Service, role: Role, may: bool) -> None:
+    job_id, attempt_id, bearer = service.running()
+    result = {"model": {"name": "seg", "version": "2", "alias": "candidate"}}
+    done = service.http.post(f"/api/v1/attempts/{attempt_id}/complete", json={"result": result}, headers=bearer)
+    assert done.status_code == 200, done.text
+    sign_in(service, token_of(service, role))
+    text = look(service, f"/jobs/{job_id}")
+    assert 'href="/models/seg"' in text
+    assert ('action="/models/seg/promotions"' in text) == may
+    if may:
+        assert promote(service, version="2", alias="best").headers["location"] == "/models/seg"
 
 
 def test_a_promotion_goes_through_the_same_gate_as_by_the_api(service: Service) -> None:
