@@ -18,7 +18,7 @@ from fakes import FakeJob
 from kube_server import KubeWorld
 from segfleet.cluster.launcher import RayJobStatus, RayState
 from segfleet.errors import AttemptFencedError, IdempotencyConflictError, IllegalTransitionError, QueueError
-from segfleet.queue import fencing, intake, lifecycle, planner, reconcile
+from segfleet.queue import fencing, intake, lifecycle, reconcile, scene
 from segfleet.queue.event_rows import EventRows
 from segfleet.queue.model import Attempt, Event, Grant, Job
 from segfleet.queue.scheduling import admission
@@ -472,7 +472,7 @@ BUGS: dict[str, tuple[Any, str, Any]] = {
     "endless retries": (lifecycle.retry, "decide", lambda *_: lifecycle.retry.Retry(0.0)),
     "endless back-off": (lifecycle.retry.Budget, "delay_s", lambda *_: 1e12),
     "ended attempts are never closed": (reconcile, "decide_ended", lambda *_: reconcile.Leave()),
-    "the scheduler does not see what runs": (planner, "holdings", lambda *_: []),
+    "the scheduler does not see what runs": (scene, "holdings", lambda *_: []),
     "keys are forgotten": (Transaction, "find_key", lambda *_: None),
     "pause does not wait for the attempt": (Queue, "pause", _pause_at_once),
     "elastic jobs get what is free": (Gang, "usable", lambda gang, workers: min(workers, gang.max_workers)),
