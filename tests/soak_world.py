@@ -67,6 +67,11 @@ class World:
             self._client = Client(f"http://127.0.0.1:{self.port}", token, patience_s=90.0)
         return self._client
 
+    def close(self) -> None:
+        """Hang up."""
+        if self._client is not None:
+            self._client.close()
+
     @property
     def mlflow_url(self) -> str:
         """Past the relay."""
@@ -209,6 +214,7 @@ def world(folder: Path, seed: int) -> Iterator[World]:
             found.end_service(15)
     finally:
         if found is not None:
+            found.close()
             mlflow = found.mlflow
             if found.service is not None and found.service.poll() is None:
                 found.service.kill()
