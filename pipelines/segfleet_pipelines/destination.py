@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -124,17 +125,18 @@ class RemoteDestination:
         log.begin(info for info, _ in missing)
         total = sum(samples for _, samples in files)
         done = total - sum(samples for _, samples in missing)
+
+        def send(info: FileInfo) -> None:
+            self.storage.upload(staging.dataset / info.file, info.file)
+            # Noted where it was sent: the failure of another file may be heard of first.
+            log.add(info)
+
         with ThreadPoolExecutor(_UPLOADS) as pool:
-            sending = {
-                pool.submit(self.storage.upload, staging.dataset / info.file, info.file): (info, samples)
-                for info, samples in missing
-            }
+            sending = {pool.submit(send, info): samples for info, samples in missing}
             try:
                 for future in as_completed(sending):
-                    info, samples = sending[future]
                     future.result()
-                    log.add(info)
-                    done += samples
+                    done += sending[future]
                     report(done, total)
             finally:
                 pool.shutdown(cancel_futures=True)
@@ -165,6 +167,7 @@ class _UploadLog:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._lock = threading.Lock()
         self._sent: dict[str, str] = {}
         with suppress(OSError, ValueError, TypeError):
             self._sent = dict(json.loads(path.read_text()))
@@ -189,9 +192,10 @@ class _UploadLog:
         return False
 
     def add(self, info: FileInfo) -> None:
-        """A file is there."""
-        self._sent[info.file] = info.sha256
-        self._save()
+        """A file is there. Any thread may say so."""
+        with self._lock:
+            self._sent[info.file] = info.sha256
+            self._save()
 
     def _save(self) -> None:
         part = self._path.with_suffix(".part")

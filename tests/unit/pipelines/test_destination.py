@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import IO, Any
 
@@ -155,6 +156,21 @@ def test_an_upload_goes_on_where_it_was(
     assert len(bucket.sent) == 6
     assert set(bucket.sent[2:]).isdisjoint(first)
     assert not verify(materialize(bucket, tmp_path / "copy")).problems
+
+
+def test_what_was_sent_is_known_even_where_a_failure_is_heard_of_first(
+    raw: Path, prepare_spec: MakeSpec, bucket: MemoryStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failures_first(futures: Iterable[Future[None]]) -> list[Future[None]]:
+        return sorted(wait(futures).done, key=lambda future: future.exception() is None)
+
+    monkeypatch.setattr(destination, "as_completed", failures_first)
+    bucket.fail_at = 3
+    with pytest.raises(DataError, match="the network is gone"):
+        prepare(prepare_spec(raw=str(raw), out=ADDRESS))
+    bucket.fail_at = 0
+    prepare(prepare_spec(raw=str(raw), out=ADDRESS))
+    assert len(bucket.sent) == len(set(bucket.sent)) == 6
 
 
 def test_a_file_that_arrived_unnoticed_is_sent_again(
