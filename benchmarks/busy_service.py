@@ -19,6 +19,7 @@ from factories import train_document  # noqa: E402 - they lie beside the tests
 from lively import Past, Site, lively  # noqa: E402
 from segfleet.queue import intake  # noqa: E402
 from segfleet.queue.board import Board  # noqa: E402
+from segfleet.queue.machines import usable  # noqa: E402
 from segfleet.queue.model import Grant, Job  # noqa: E402
 from segfleet.queue.scheduling.values import Wait  # noqa: E402
 
@@ -48,7 +49,7 @@ class Bustle:
         queue.cancel(self._waiting.pop().id, "ann")
         self._waiting.append(queue.submit(_DOCUMENTS[self._step // 100 % 20], owner="ann")[0])
         waits = {job.id: Wait(job.id, place, "waits behind others") for place, job in enumerate(self._waiting, start=1)}
-        queue.board = Board(self._past.ray.nodes(), "", waits)
+        queue.board = Board(usable(self._past.ray.machines()), "", waits, self._past.ray.machines())
 
 
 def fill(past: Past, site: Site, num_jobs: int) -> Bustle:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from segfleet.cluster.launcher import ClusterUnreachableError, RayJobStatus, RayState, SubmissionRefusedError
 from segfleet.cluster.needs import Needs
 from segfleet.errors import LaunchError
+from segfleet.queue.machines import Machine
 from segfleet.queue.scheduling.values import Node
 
 
@@ -123,11 +124,10 @@ class FakeLauncher:
         self._reach()
         return f"session_{self.life}"
 
-    def nodes(self, leaving: Collection[str] = ()) -> tuple[Node, ...]:
+    def machines(self) -> tuple[Machine, ...]:
         self._reach()
-        return tuple(
-            node for name, node in {"head": Node(self.cpus, self.gpus), **self.more}.items() if name not in leaving
-        )
+        nodes = {"head": Node(self.cpus, self.gpus), **self.more}
+        return tuple(Machine(name, name, node.cpus, node.gpus) for name, node in nodes.items())
 
     def restart_head(self) -> None:
         """The head dies and comes back: it has forgotten every job."""

@@ -7,7 +7,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +25,10 @@ from segfleet.cluster.ports import free_ports
 from segfleet.promotion.gate import Gate
 from segfleet.queue.dispatcher import Dispatcher
 from segfleet.queue.leadership import Office
+from segfleet.queue.machines import Machine
 from segfleet.queue.model import Grant, Job
-from segfleet.queue.scheduling.values import Node
+from segfleet.queue.scheduling.pool import Pool
+from segfleet.queue.scheduling.values import Gang, Node
 from segfleet.queue.service import Queue
 from segfleet.server.api import create_app
 from segfleet.server.services import Services
@@ -60,10 +62,19 @@ class MovedClock:
 
 
 class Machines(FakeLauncher):
-    """Four machines."""
+    """Four machines, filled with the workers of the jobs that run."""
 
-    def nodes(self, leaving: Collection[str] = ()) -> tuple[Node, ...]:
-        return (Node(32, 4),) * 3 + (Node(64, 8),)
+    def machines(self) -> tuple[Machine, ...]:
+        nodes = (Node(32, 4),) * 3 + (Node(64, 8),)
+        pool = Pool(nodes)
+        for job in self.jobs.values():
+            if job.needs is not None and job.state == RayState.RUNNING:
+                gang = Gang(job.needs.workers, job.needs.cpus, job.needs.gpus)
+                pool = pool.without(gang, gang.workers) or pool
+        return tuple(
+            Machine(f"node-{i}", f"10.0.0.{10 + i}", all_.cpus, all_.gpus, all_.cpus - left.cpus, all_.gpus - left.gpus)
+            for i, (all_, left) in enumerate(zip(nodes, pool.nodes, strict=True), start=1)
+        )
 
 
 @dataclass

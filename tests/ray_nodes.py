@@ -104,7 +104,7 @@ class Nodes:
                     tries[address] += 1
                     self.start(address, *self.flags[address])
             try:
-                found = sorted(node.cpus for node in launcher.nodes())
+                found = sorted(node.cpus for node in launcher.machines())
             except LaunchError as error:
                 found = error
             if found == sorted(cpus):

@@ -60,8 +60,13 @@ def _get(ray: FakeLauncher, path: str) -> tuple[int, Any]:
     if path == "/api/version":
         return 200, {"session_name": ray.session()}
     if path.startswith("/api/v0/nodes"):
-        nodes = [{"state": "ALIVE", "resources_total": {"CPU": n.cpus, "GPU": n.gpus}} for n in ray.nodes()]
+        nodes = [
+            {"node_id": one.id, "state": "ALIVE", "resources_total": {"CPU": one.cpus, "GPU": one.gpus}}
+            for one in ray.machines()
+        ]
         return 200, {"data": {"result": {"result": nodes}}}
+    if path.startswith("/api/v0/placement_groups"):
+        return 200, {"data": {"result": {"result": []}}}
     name = path.split("/")[3]
     if path.endswith("/logs"):
         return 200, {"logs": ray.logs(name)}

@@ -231,6 +231,6 @@ def _listening(service: Service) -> Iterator[str]:
 
 def _is_up(launcher: Launcher) -> bool:
     try:
-        return len(launcher.nodes()) == 1
+        return len(launcher.machines()) == 1
     except Exception:
         return False

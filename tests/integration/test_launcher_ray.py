@@ -26,7 +26,6 @@ from factories import make_queue, make_settings, prepare_document
 from segfleet.cluster.launcher import ClusterUnreachableError, Launcher, RayState
 from segfleet.queue.clock import steady_clock
 from segfleet.queue.dispatcher import Dispatcher
-from segfleet.queue.scheduling.values import Node
 from segfleet.queue.service import Queue
 from segfleet.queue.states import JobState
 from world import lead
@@ -117,7 +116,7 @@ def head() -> Iterator[Head]:
 
 def _has_node(launcher: Launcher) -> bool:
     try:
-        return len(launcher.nodes()) == 1
+        return len(launcher.machines()) == 1
     except Exception:
         return False
 
@@ -134,9 +133,16 @@ def has_ended(launcher: Launcher, submission_id: str) -> bool:
     return status is not None and status.is_terminal
 
 
-def test_the_head_tells_its_session_and_its_size(launcher: Launcher) -> None:
+def test_the_head_tells_its_session_its_size_and_what_is_reserved(launcher: Launcher) -> None:
     assert launcher.session().startswith("session_")
-    assert launcher.nodes() == (Node(2, 0),)
+    (machine,) = launcher.machines()
+    assert (machine.address, machine.cpus, machine.gpus) == ("127.0.0.1", 2, 0)
+    assert (machine.used_cpus, machine.used_gpus) == (0, 0)
+    code = "import ray, time; ray.init(); ray.util.placement_group([{'CPU': 1}]).wait(); time.sleep(60)"
+    launcher.submit("job-dddddddd-a1", f'{sys.executable} -c "{code}"', {}, {})
+    wait_for(lambda: launcher.machines()[0].used_cpus == 1)
+    launcher.stop("job-dddddddd-a1")
+    wait_for(lambda: launcher.machines()[0].used_cpus == 0)
 
 
 def test_a_submission_runs_once_however_often_it_is_sent(launcher: Launcher, tmp_path: Path) -> None:

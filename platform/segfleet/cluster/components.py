@@ -255,6 +255,6 @@ def _http_answers(url: str) -> bool:
 def _ray_answers(address: str, home: Home) -> bool:
     try:
         with contextlib.closing(Launcher(address, read_token(home.ray_token))) as launcher:
-            return launcher.nodes() != ()
+            return launcher.machines() != ()
     except LaunchError:
         return False

@@ -6,7 +6,7 @@ does not tell them apart.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -20,7 +20,7 @@ from segfleet.cluster.needs import Needs
 from segfleet.cluster.rayjob import MANAGER, checked_template, has_begun, manifest, secret, status_of
 from segfleet.errors import LaunchError, SettingsError
 from segfleet.kube_settings import KubeSettings
-from segfleet.queue.scheduling.values import Node
+from segfleet.queue.machines import Machine
 
 # Ended RayJobs are objects without pods; they are kept so long for people to look at.
 KEEP = timedelta(hours=1)
@@ -146,14 +146,16 @@ class KubeLauncher:
         self._tidy()
         return str(namespace["metadata"]["uid"])
 
-    def nodes(self, leaving: Collection[str] = ()) -> tuple[Node, ...]:  # noqa: ARG002 - each job has a Ray of its own
-        """CPUs and GPUs of each node that is ready and takes pods; those that drain are cordoned and do not count.
+    def machines(self) -> tuple[Machine, ...]:
+        """Each node that is ready and takes pods; those that drain are cordoned and do not count.
+
+        Each job has a Ray of its own, so what is in use of a node only the pods tell: it is left unsaid.
 
         Raises:
             LaunchError: Kubernetes failed, or cannot be reached (then ClusterUnreachableError).
         """
         nodes = self._api.items("/api/v1/nodes", self._settings.nodes)
-        return tuple(_capacity(node) for node in nodes if _takes_pods(node))
+        return tuple(_machine(node) for node in nodes if _takes_pods(node))
 
     def _get(self, name: str) -> dict[str, Any] | None:
         return self._api.get(f"{self._jobs}/{name}")
@@ -187,9 +189,10 @@ def _takes_pods(node: Mapping[str, Any]) -> bool:
     return is_ready and not (node.get("spec") or {}).get("unschedulable")
 
 
-def _capacity(node: Mapping[str, Any]) -> Node:
+def _machine(node: Mapping[str, Any]) -> Machine:
     amounts = (node.get("status") or {}).get("allocatable") or {}
-    return Node(_whole(amounts.get("cpu", "0")), _whole(amounts.get("nvidia.com/gpu", "0")))
+    name = str(node["metadata"]["name"])
+    return Machine(name, name, _whole(amounts.get("cpu", "0")), _whole(amounts.get("nvidia.com/gpu", "0")))
 
 
 def _whole(quantity: object) -> int:

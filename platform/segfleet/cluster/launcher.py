@@ -6,9 +6,11 @@ next. Its word on a job is a hint, never proof; the queue believes heartbeats an
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -17,8 +19,8 @@ import httpx
 
 from segfleet.cluster.needs import Needs
 from segfleet.errors import LaunchError
+from segfleet.queue.machines import Machine
 from segfleet.queue.model import clean_text
-from segfleet.queue.scheduling.values import Node
 
 # The one table from a job's kind to the module that runs it.
 ENTRY_MODULES = {
@@ -29,7 +31,7 @@ ENTRY_MODULES = {
 }
 # The first submission to a new head has to wait for the head's own agent.
 _TIMEOUT = httpx.Timeout(10.0, connect=2.0)
-_MAX_NODES = 10_000
+_MAX_ROWS = 10_000
 # The log itself is copied and looked at; in a sentence for people its end is noise.
 _LOG_FOLLOWS = ", last available logs"
 
@@ -195,23 +197,31 @@ class Launcher:
             self._closed_session = name
         return name
 
-    def nodes(self, leaving: Collection[str] = ()) -> tuple[Node, ...]:
-        """CPUs and GPUs of each node that is alive.
+    def machines(self) -> tuple[Machine, ...]:
+        """Each node that is alive, with what its placement groups have reserved of it.
 
-        Args:
-            leaving: Ids of nodes that do not count: Ray puts nothing on them any more, but shows them as before.
+        Ray shows nodes that drain as before.
 
         Raises:
             LaunchError: Ray failed, or cannot be reached (then ClusterUnreachableError).
         """
-        answer = self._ask("GET", "/api/v0/nodes", params={"detail": "1", "limit": _MAX_NODES})
-        document = self._document(answer)
+        nodes = self._table("nodes")
         try:
-            nodes = [node for node in document["data"]["result"]["result"] if node["state"] == "ALIVE"]
-            totals = [node["resources_total"] for node in nodes if node.get("node_id") not in leaving]
+            # Only people want to know what is in use: that Ray does not tell it stops no job.
+            reserved = _reserved(self._table("placement_groups"))
+        except LaunchError:
+            reserved = None
+        try:
+            return tuple(_machine(node, reserved) for node in nodes if node["state"] == "ALIVE")
         except (KeyError, TypeError) as error:
             raise LaunchError(f"Ray at {self._http.base_url} describes its nodes in an unknown way") from error
-        return tuple(Node(int(total.get("CPU", 0)), int(total.get("GPU", 0))) for total in totals)
+
+    def _table(self, name: str) -> list[dict[str, Any]]:
+        document = self._document(self._ask("GET", f"/api/v0/{name}", params={"detail": "1", "limit": _MAX_ROWS}))
+        try:
+            return list(document["data"]["result"]["result"])
+        except (KeyError, TypeError) as error:
+            raise LaunchError(f"Ray at {self._http.base_url} describes its {name} in an unknown way") from error
 
     def _require_closed(self) -> None:
         """Refuse a head that asks nobody for a token: whoever reaches it runs code there."""
@@ -251,6 +261,30 @@ class Launcher:
         if not isinstance(document, dict):
             raise LaunchError(f"{answer.url} does not answer like Ray's Jobs API; check the address")
         return document
+
+
+def _reserved(groups: Iterable[Mapping[str, Any]]) -> dict[str, Counter[str]]:
+    """How much of each resource is reserved on each node."""
+    reserved: dict[str, Counter[str]] = {}
+    for group in groups:
+        if group.get("state") != "CREATED":
+            continue
+        for bundle in group.get("bundles") or ():
+            reserved.setdefault(str(bundle.get("node_id")), Counter()).update(bundle.get("unit_resources") or {})
+    return reserved
+
+
+def _machine(node: Mapping[str, Any], reserved: Mapping[str, Counter[str]] | None) -> Machine:
+    name, total = str(node["node_id"]), node["resources_total"]
+    used = None if reserved is None else reserved.get(name, Counter())
+    return Machine(
+        name,
+        str(node.get("node_ip") or name),
+        int(total.get("CPU", 0)),
+        int(total.get("GPU", 0)),
+        None if used is None else math.ceil(used["CPU"]),
+        None if used is None else math.ceil(used["GPU"]),
+    )
 
 
 def _failed(answer: httpx.Response) -> LaunchError:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 from segfleet.queue.leadership import Term
+from segfleet.queue.machines import Machine
 from segfleet.queue.model import Document
 from segfleet.queue.scheduling.values import Node, Wait
 from segfleet.queue.store import Store
@@ -14,6 +15,7 @@ from segfleet.queue.store import Store
 PUBLISH_EVERY_S = 2.0
 _NODE = tuple(one.name for one in fields(Node))
 _WAIT = tuple(one.name for one in fields(Wait))
+_MACHINE = tuple(one.name for one in fields(Machine))
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,29 +23,34 @@ class Board:
     """What the dispatcher's last turn saw; a view for people that decides nothing.
 
     Attributes:
-        nodes: The cluster's machines; None: not reachable, or not yet asked.
+        nodes: The cluster's machines that stay; None: not reachable, or not yet asked.
         trouble: Why the cluster is not reachable; empty: it is.
         waits: Place and reason of each queued job.
+        machines: All of them that are alive, with what is in use.
     """
 
     nodes: tuple[Node, ...] | None = None
     trouble: str = ""
     waits: Mapping[str, Wait] = field(default_factory=dict)
+    machines: tuple[Machine, ...] = ()
 
     def as_document(self) -> Document:
         """As plain data."""
         nodes = None if self.nodes is None else [[getattr(node, name) for name in _NODE] for node in self.nodes]
         waits = [[getattr(wait, name) for name in _WAIT] for wait in self.waits.values()]
-        return {"columns": [_NODE, _WAIT], "nodes": nodes, "trouble": self.trouble, "waits": waits}
+        machines = [[getattr(machine, name) for name in _MACHINE] for machine in self.machines]
+        columns = [_NODE, _WAIT, _MACHINE]
+        return {"columns": columns, "nodes": nodes, "trouble": self.trouble, "waits": waits, "machines": machines}
 
     @classmethod
     def of_document(cls, document: Document) -> Board:
         """From plain data; an empty board if it is none, or another version's."""
-        if document.get("columns") != [list(_NODE), list(_WAIT)]:
+        if document.get("columns") != [list(_NODE), list(_WAIT), list(_MACHINE)]:
             return cls()
         nodes = None if document["nodes"] is None else tuple(Node(*values) for values in document["nodes"])
         waits = (Wait(*values) for values in document["waits"])
-        return cls(nodes, document["trouble"], {wait.job_id: wait for wait in waits})
+        machines = tuple(Machine(*values) for values in document["machines"])
+        return cls(nodes, document["trouble"], {wait.job_id: wait for wait in waits}, machines)
 
 
 class Publisher:

@@ -279,7 +279,7 @@ class Dispatcher:
         with PASS_SECONDS.time():
             decisions = self._planner.decide(nodes, now, eye.trouble)
         waits = {decision.job_id: decision for decision in decisions if isinstance(decision, Wait)}
-        self._queue.board = Board(nodes, eye.trouble, waits)
+        self._queue.board = Board(nodes, eye.trouble, waits, eye.machines)
         for decision in decisions:
             if isinstance(decision, Wait) or eye.session is None:
                 continue

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from dataclasses import replace
 
 from segfleet.errors import LaunchError
+from segfleet.queue.machines import Machine, usable
 from segfleet.queue.scheduling.values import Node
 from segfleet.queue.sending import ClusterDoor
 
@@ -23,7 +24,8 @@ class ClusterEye:
 
     Attributes:
         session: Name of the cluster's life; None: it cannot be reached.
-        nodes: None: not known.
+        machines: That are alive; those that are about to go too.
+        nodes: Those that new workers can be put on; None: not known.
         trouble: Why nothing can be started; empty: nothing stands against it.
     """
 
@@ -32,6 +34,7 @@ class ClusterEye:
         self._looked_at = float("-inf")
         self._leaving: frozenset[str] = frozenset()
         self.session: str | None = None
+        self.machines: tuple[Machine, ...] = ()
         self.nodes: tuple[Node, ...] | None = None
         self.trouble = ""
 
@@ -66,7 +69,9 @@ class ClusterEye:
         """The cluster is out of sight."""
         if not self.trouble:
             logger.warning("dispatcher: %s", error)
-        self.session, self.nodes, self.trouble = None, None, str(error)
+        self.session, self.machines, self.nodes, self.trouble = None, (), None, str(error)
 
-    def _look_at_nodes(self, leaving: Collection[str]) -> None:
-        self.nodes, self._leaving = self._launcher.nodes(leaving), frozenset(leaving)
+    def _look_at_nodes(self, leaving: frozenset[str]) -> None:
+        machines = self._launcher.machines()
+        self.machines = tuple(replace(machine, is_leaving=machine.id in leaving) for machine in machines)
+        self.nodes, self._leaving = usable(machines, leaving), leaving

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 from segfleet.cluster.launcher import RayJobStatus, entrypoint
 from segfleet.cluster.needs import Needs
 from segfleet.queue import fencing
 from segfleet.queue.leadership import Term
+from segfleet.queue.machines import Machine
 from segfleet.queue.model import Attempt, Job
-from segfleet.queue.scheduling.values import Node
 from segfleet.settings import Settings
 
 
@@ -35,8 +35,8 @@ class ClusterDoor(Protocol):
     def session(self) -> str:
         """Name of the cluster's present life."""
 
-    def nodes(self, leaving: Collection[str] = ()) -> tuple[Node, ...]:
-        """The cluster's machines, without those of these ids."""
+    def machines(self) -> tuple[Machine, ...]:
+        """The cluster's machines that are alive."""
 
 
 class Sender:

@@ -81,7 +81,7 @@ def operations(
         answer,
         now=access.now(),
         status=status(services),
-        nodes=services.queue.board.nodes,
+        machines=services.queue.board.machines,
         rules=rules,
         lines={whose: _lines(pairs) for whose, pairs in rules.items()},
         tokens=access.tokens() if may(caller, ("GET", "/tokens")) else None,

@@ -17,6 +17,8 @@ from segfleet.web.visitors import OverviewArg
 
 router = APIRouter()
 
+# A page of a thousand machines would be read by nobody; the operator's page lists them all.
+MOST_MACHINES = 48
 _MOST_KEPT = 200
 _Name = Annotated[str, Query(max_length=63)]
 
@@ -75,7 +77,8 @@ class Lists:
         pages = -(-total // PAGE_JOBS)
         is_filtered = bool(wish.text or wish.project or wish.owner or wish.state)
         shown = {"rows": rows, "total": total, "pages": pages, "following": following, "is_filtered": is_filtered}
-        return {**shown, "wish": wish, "use": picture.use, "picture": picture, "counts": counts, "now": picture.at}
+        common = {"wish": wish, "use": picture.use, "picture": picture, "counts": counts, "now": picture.at}
+        return {**shown, **common, "max_machines": MOST_MACHINES}
 
 
 @router.get("/")

@@ -115,7 +115,7 @@ def test_the_roles_allow_what_the_launcher_asks_and_no_more(tmp_path: Path) -> N
     kube.launcher.submit(ID, "x", {}, {}, NEEDS)
     kube.launcher.status(ID)
     kube.launcher.session()
-    kube.launcher.nodes()
+    kube.launcher.machines()
     kube.launcher.logs(ID)
     kube.launcher.stop(ID)
     asked = {_verb(request) for request in kube.requests}

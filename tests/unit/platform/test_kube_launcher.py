@@ -14,7 +14,7 @@ from segfleet.cluster.launcher import ClusterUnreachableError, RayJobStatus, Ray
 from segfleet.cluster.needs import Needs
 from segfleet.errors import LaunchError, SettingsError
 from segfleet.kube_settings import KubeSettings
-from segfleet.queue.scheduling.values import Node
+from segfleet.queue.machines import Machine
 
 ID = "job-aaaaaaaa-a1"
 NEEDS = Needs(workers=2, cpus=4, gpus=1, project="vision", time_limit_s=90.5)
@@ -216,10 +216,10 @@ def test_only_ready_nodes_that_take_pods_count(kube: Kubernetes) -> None:
     node("b", cpu="8", **{"nvidia.com/gpu": "4"})
     node("drains", cpu="64", spec={"unschedulable": True})
     node("gone", ready="Unknown", cpu="64")
-    assert kube.launcher.nodes() == (Node(15, 0), Node(8, 4))
+    assert kube.launcher.machines() == (Machine("a", "a", 15, 0), Machine("b", "b", 8, 4))
     node("odd", cpu="much")
     with pytest.raises(LaunchError, match="'much'"):
-        kube.launcher.nodes()
+        kube.launcher.machines()
 
 
 def test_logs_are_those_of_the_newest_pod_that_has_some(kube: Kubernetes) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from typing import Any
 
 import httpx
 import pytest
@@ -15,6 +16,7 @@ from segfleet.cluster.launcher import (
     entrypoint,
 )
 from segfleet.errors import LaunchError
+from segfleet.queue.machines import Machine, usable
 from segfleet.queue.scheduling.values import Node
 
 # Bodies as Ray 2.60 sends them, shortened.
@@ -23,18 +25,25 @@ EXISTS = (
     "RuntimeError: Request failed with status code 400: Traceback (most recent call last):\n"
     "ValueError: Job with submission_id job-aaaaaaaa-a1 already exists. Please use a different submission_id.\n.\n"
 )
-NODES = {
-    "result": True,
-    "data": {
-        "result": {
-            "result": [
-                {"state": "ALIVE", "resources_total": {"CPU": 2.0, "memory": 1e9}},
-                {"state": "ALIVE", "resources_total": {"CPU": 8.0, "GPU": 4.0}},
-                {"state": "DEAD", "resources_total": {"CPU": 64.0}},
-            ]
-        }
-    },
-}
+
+
+def table(*rows: dict[str, Any]) -> dict[str, Any]:
+    """As Ray's state API wraps what it lists."""
+    return {"result": True, "data": {"result": {"result": list(rows)}}}
+
+
+NODES = table(
+    {"node_id": "a", "state": "ALIVE", "resources_total": {"CPU": 2.0, "memory": 1e9}},
+    {"node_id": "b", "node_ip": "10.0.0.2", "state": "ALIVE", "resources_total": {"CPU": 8.0, "GPU": 4.0}},
+    {"node_id": "c", "state": "DEAD", "resources_total": {"CPU": 64.0}},
+)
+_BUNDLE = {"node_id": "b", "unit_resources": {"CPU": 2.0, "GPU": 1.0}}
+GROUPS = table(
+    {"state": "CREATED", "bundles": [_BUNDLE, _BUNDLE]},
+    {"state": "CREATED", "bundles": [{"node_id": "b", "unit_resources": {"CPU": 0.5, "GPU": 1.0}}]},
+    {"state": "PENDING", "bundles": [{"node_id": None, "unit_resources": {"CPU": 8.0}}]},
+    {"state": "REMOVED", "bundles": [_BUNDLE]},
+)
 
 
 class Ray:
@@ -135,16 +144,24 @@ def test_stopping_and_reading_what_ray_does_not_know_does_nothing() -> None:
     assert [request.method for request in ray.requests] == ["POST", "POST", "GET"]
 
 
-def test_capacity_sums_living_nodes() -> None:
-    assert Ray(httpx.Response(200, json=NODES)).launcher.nodes() == (Node(2, 0), Node(8, 4))
+def test_living_nodes_are_told_with_what_is_reserved_of_them() -> None:
+    ray = Ray(httpx.Response(200, json=NODES), httpx.Response(200, json=GROUPS))
+    assert ray.launcher.machines() == (Machine("a", "a", 2, 0, 0, 0), Machine("b", "10.0.0.2", 8, 4, 5, 3))
     with pytest.raises(LaunchError, match="unknown way"):
-        Ray(httpx.Response(200, json={"data": None})).launcher.nodes()
+        Ray(httpx.Response(200, json={"data": None})).launcher.machines()
+    with pytest.raises(LaunchError, match="unknown way"):
+        Ray(httpx.Response(200, json=table({"state": "ALIVE"})), httpx.Response(200, json=GROUPS)).launcher.machines()
 
 
-def test_nodes_that_are_about_to_go_do_not_count() -> None:
-    alive = [{"node_id": name, "state": "ALIVE", "resources_total": {"CPU": 2.0}} for name in ("stays", "goes")]
-    document = {"data": {"result": {"result": alive}}}
-    assert Ray(httpx.Response(200, json=document)).launcher.nodes({"goes", "gone"}) == (Node(2, 0),)
+@pytest.mark.parametrize("answer", [httpx.Response(500), httpx.Response(200, json={"data": None})])
+def test_nodes_are_known_where_ray_does_not_tell_what_is_in_use(answer: httpx.Response) -> None:
+    machines = Ray(httpx.Response(200, json=NODES), answer).launcher.machines()
+    assert machines == (Machine("a", "a", 2, 0), Machine("b", "10.0.0.2", 8, 4))
+
+
+def test_machines_that_are_about_to_go_take_nothing_new() -> None:
+    machines = (Machine("stays", "10.0.0.1", 2, 0), Machine("goes", "10.0.0.2", 8, 4))
+    assert usable(machines, {"goes", "gone"}) == (Node(2, 0),)
 
 
 def test_the_command_is_a_constant_and_its_interpreter_is_quoted() -> None:

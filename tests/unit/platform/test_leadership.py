@@ -22,6 +22,7 @@ from segfleet.queue.dispatcher import Dispatcher
 from segfleet.queue.leader_rows import Leader
 from segfleet.queue.leadership import Office, Silence
 from segfleet.queue.logcopy import LogCopies
+from segfleet.queue.machines import Machine
 from segfleet.queue.model import Job
 from segfleet.queue.reconcile import Stop, Submit
 from segfleet.queue.scheduling.values import Node, Wait
@@ -295,6 +296,7 @@ def test_followers_show_what_the_leader_sees(pair: Pair) -> None:
     assert board == pair.one.queue.board
     assert board is not None
     assert board.nodes == (Node(4, 0),)
+    assert board.machines == (Machine("head", "head", 4, 0),)
     pair.two.queue.board = board
     assert pair.two.queue.get(jobs[1].id) == pair.one.queue.get(jobs[1].id)
     assert pair.two.queue.get(jobs[1].id).place == 1

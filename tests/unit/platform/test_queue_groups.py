@@ -121,6 +121,7 @@ def test_a_training_on_a_machine_that_goes_makes_way_without_a_failure(world: Wo
     }
     # The cluster still shows the machine, but nothing is planned onto it, at once.
     assert "needs 2 CPUs, the cluster has 1 CPU in all" in queue.get(job.id).reason
+    assert [(machine.id, machine.is_leaving) for machine in queue.board.machines] == [("head", False), ("ab12", True)]
     world.ray.more["new"] = Node(2, 0)
     world.step(NODES_EVERY_S)
     assert world.state(job) == JobState.STARTING

@@ -9,11 +9,13 @@ import pytest
 from factories import make_queue, train_document
 from fakes import FakeClock
 from segfleet.queue.board import Board
+from segfleet.queue.machines import Machine, usable
 from segfleet.queue.scheduling.values import Node, Wait
 from segfleet.web.charts import bar, curve, sparkline, time_line
 from segfleet.web.curves import FRESH_S, Curves, Learning
 from segfleet.web.figures import figure, percent, progress_of, stamp
 from segfleet.web.overview import PAGE_JOBS, Overview, Wish
+from segfleet.web.queue_routes import MOST_MACHINES
 from serving import FROM_PAGE, Service, page_key, prepare_spec, sign_in
 
 HTML = {"Accept": "text/html"}
@@ -145,6 +147,46 @@ def test_pages_say_in_words_what_is_not_there(service: Service) -> None:
     assert service.http.get("/?page=0", headers=HTML).status_code == 422
     assert "The queue is empty" in service.http.get("/", headers=HTML).text
     assert "Nothing matches" in service.http.get("/?text=nothing", headers=HTML).text
+
+
+def machines_of(service: Service, path: str) -> list[str]:
+    """What a page tells of each machine, without its marks."""
+    text = service.http.get(path, headers=HTML).text
+    rows = re.findall(r"<(?:li|tr)>(?:(?!</(?:li|tr)>).)*10\.0\.0\..*?</(?:li|tr)>", text, re.DOTALL)
+    return [" ".join(re.sub(r"<[^>]*>", " ", row).split()) for row in rows]
+
+
+def test_how_full_each_machine_is_can_be_seen(service: Service) -> None:
+    sign_in(service)
+    board = Board(
+        (Node(32, 4), Node(8, 0), Node(16, 2)),
+        machines=(
+            Machine("a" * 56, "10.0.0.1", 32, 4, 24, 3),
+            Machine("b", "10.0.0.2", 8, 0, 2, 0, is_leaving=True),
+            Machine("10.0.0.3", "10.0.0.3", 16, 2),
+        ),
+    )
+    service.queue.board = board
+    assert machines_of(service, "/") == [
+        "10.0.0.1 3/4 GPUs, 24/32 CPUs",
+        "10.0.0.2 leaving 2/8 CPUs",
+        "10.0.0.3 2 GPUs, 16 CPUs",
+    ]
+    assert 'width="75.00"' in service.http.get("/", headers=HTML).text
+    assert machines_of(service, "/operations") == [
+        "10.0.0.1 aaaaaaaaaaaa 3/4 GPUs, 24/32 CPUs",
+        "10.0.0.2 leaving b 2/8 CPUs",
+        "10.0.0.3 2 GPUs, 16 CPUs",
+    ]
+
+
+def test_of_many_machines_the_queue_shows_some_and_the_operator_sees_all(service: Service) -> None:
+    sign_in(service)
+    machines = tuple(Machine(f"n{i}", f"10.0.0.{i}", 8, 0, 1, 0) for i in range(MOST_MACHINES + 2))
+    service.queue.board = Board(usable(machines), machines=machines)
+    assert len(machines_of(service, "/")) == MOST_MACHINES
+    assert "and 2 more" in service.http.get("/", headers=HTML).text
+    assert len(machines_of(service, "/operations")) == MOST_MACHINES + 2
 
 
 def test_the_queue_is_shown_in_its_order_with_reasons_and_in_pages(tmp_path: Path) -> None:
