@@ -34,7 +34,7 @@ from soak_world import World, world
 BACKLOG = 2
 POLL_S = 0.5
 # Between the last fault and the last job's end; a machine that comes back takes half a minute alone.
-DRAIN_S = 300.0
+DRAIN_S = 480.0
 # What ended jobs leave is gone within that.
 SETTLE_S = 30.0
 
@@ -84,7 +84,7 @@ class Soak:
     def _warm_up(self) -> None:
         """One training undisturbed, so that what a first one costs is not taken for growth."""
         self.tell("an undisturbed training first")
-        job = self.world.client.wait(self.world.submit(0), timeout_s=180.0)
+        job = self.world.client.wait(self.world.submit(0), timeout_s=300.0)
         assert job["state"] == "succeeded", job
         self.furthest[job["id"]] = 0
 

@@ -25,7 +25,7 @@ MARK = "SOAK_MARK"
 HEAD = "127.0.0.4"
 NODES = ("127.0.0.2", "127.0.0.3")
 STEPS = 40
-START_S = 60.0
+START_S = 120.0
 
 
 @dataclass

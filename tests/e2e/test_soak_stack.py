@@ -6,7 +6,7 @@ import pytest
 
 from soak_stack import soak
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
 def test_nothing_is_lost_doubled_left_behind_or_needs_a_person() -> None:

@@ -22,11 +22,11 @@ from s3_server import BUCKET, s3_server
 from segfleet.client import Client
 from training import make_dataset
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 FIRST, SECOND = "127.0.0.2", "127.0.0.3"
 STEPS = 320
-JOB_S = 150.0
+JOB_S = 400.0
 
 
 @dataclass
@@ -165,7 +165,7 @@ def cut_off(stack: Stack, job_id: str, address: str) -> None:
     woken_at, moment = time.monotonic(), datetime.now(UTC)
     nodes.thaw(zombies)
     while any(zombie.is_running() for zombie in zombies):
-        assert time.monotonic() - woken_at < 30, "the worker of a node that was given up goes on"
+        assert time.monotonic() - woken_at < 120, "the worker of a node that was given up goes on"
         reached, before = before, step_of(client.job(job_id))
         assert before >= reached
         time.sleep(0.1)
@@ -178,7 +178,7 @@ def cut_off(stack: Stack, job_id: str, address: str) -> None:
 def take_away(stack: Stack, job_id: str, address: str) -> None:
     """A node will be taken away: the training leaves it with a checkpoint, and has not failed."""
     before, drained_at = step_of(stack.client.job(job_id)), time.monotonic()
-    stack.nodes.drain(address, seconds=90)
+    stack.nodes.drain(address, seconds=300)
     stack.nodes.await_nodes([0, 1, 1])  # the other one, for which the training may have to wait in the queue
     stack.wait(job_id, lambda job: job["attempts"][-1]["number"] == 3 and job["state"] == "running")
     left = [event for event in stack.client.events(job_id) if event["kind"] == "preempted"][-1]
@@ -189,5 +189,5 @@ def take_away(stack: Stack, job_id: str, address: str) -> None:
     (asked,) = [event["detail"] for event in stack.client.events(job_id) if event["kind"] == "preempting"]
     (machine,) = asked["nodes"]
     assert (asked["for"], machine["address"]) == ("drain", address)
-    assert 0 < machine["leaves_at"] - time.time() < 90
+    assert 0 < machine["leaves_at"] - time.time() < 300
     assert f"node {address} will leave the cluster at " in asked["reason"]

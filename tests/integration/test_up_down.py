@@ -21,7 +21,7 @@ from segfleet.cluster.processes import end_tree, marked
 from segfleet.cluster.state import State
 from segfleet.settings import Home
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 PARTS = ("service", "ray", "mlflow")
 START_S = 180.0
