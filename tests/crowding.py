@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-LIMIT = 64 * 2**20
+LIMIT = 16 * 2**20
 
 
 @contextmanager
 def crowded() -> Iterator[Path]:
-    """Where to write the id of a process that shall have 64 MiB more at most; skips where that cannot be had."""
+    """Where to write the id of a process that shall have 16 MiB more at most; skips where that cannot be had."""
     root = Path("/sys/fs/cgroup")
     name, limit, swap = "memory", "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"
     if (root / "cgroup.controllers").exists():

@@ -26,6 +26,7 @@ from segfleet.cluster.processes import marked
 from segfleet.cluster.state import State
 from segfleet.errors import SpecError
 from segfleet.settings import Home, read_token
+from segfleet_jobs.pulse import read_beats
 from training import make_dataset
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -241,12 +242,13 @@ def test_kill_9_of_a_worker_in_mid_run_changes_nothing_in_the_result(stack: Stac
 
 
 def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_told_of_as_that(stack: Stack) -> None:
-    short = {**stack.spec()["train"], "steps": 60, "crop": 96}
+    short = {**stack.spec()["train"], "steps": 40}
     job_id = stack.client.submit(stack.spec(train=short))["id"]
-    stack.wait_for(job_id, lambda job: step_of(job) >= 5)
+    beats = stack.home.storage / job_id / f"{job_id}-a1" / "beats"
+    stack.wait_for(job_id, lambda _: len(read_beats(beats)) == 2)
     with crowded() as members:
-        # What it has is not counted, what it takes from now on is.
-        members.write_text(str(stack.trainers()[0].pid))
+        # What it has is not counted, what it takes from now on is: the model, its gradients, the first steps.
+        members.write_text(str(read_beats(beats)[0].pid))
         stack.wait_for(job_id, lambda job: len(job["attempts"]) == 2)
     job = stack.succeed(job_id)
     failure = job["attempts"][0]["failure"]
