@@ -30,8 +30,10 @@ from segfleet.registry.registration import Registration, of_job
 from segfleet.registry.registry import Registry
 from segfleet_jobs.logged_model import log_segmenter
 from segfleet_jobs.patience import Patience
-from segfleet_jobs.tracker import Tracker, settle
-from segfleet_jobs.tracking import RunPlan, end_run
+from segfleet_jobs.replay import settle
+from segfleet_jobs.run_plan import RunPlan
+from segfleet_jobs.tracker import Tracker
+from segfleet_jobs.tracking import end_run
 
 CURVES = [f"val_iou/class-{number}" for number in range(20)]
 PICTURE_EVERY = 200

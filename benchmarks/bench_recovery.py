@@ -62,7 +62,7 @@ def _kill_once(client: Client, home: Home, job_id: str, draw: random.Random) -> 
     """Seconds from a worker's kill to the next new step."""
     known = len(client.job(job_id)["faults"])
     _wait(client, job_id, _step_of(client.job(job_id)) + draw.randint(20, 60))
-    draw.choice(_workers(home)).kill()
+    draw.choice(_ranks(home)).kill()
     killed = time.monotonic()
     # By the time a fault is told of, all steps of the old group are known but for the one that waits in vain.
     reached = _step_of(_wait(client, job_id, 0, num_faults=known + 1)) + 1
@@ -87,10 +87,19 @@ def _step_of(job: dict[str, Any]) -> int:
     return int((job.get("progress") or {}).get("step") or 0)
 
 
-def _workers(home: Home) -> list[psutil.Process]:
+def _ranks(home: Home) -> list[psutil.Process]:
+    """The workers' processes, without those of their loaders."""
     state = State.load(home)
     assert state is not None
-    return [process for process in marked(state.mark("ray")) if "RayTrainWorker" in " ".join(process.cmdline())]
+    named = [process for process in marked(state.mark("ray")) if "RayTrainWorker" in _command(process)]
+    return [process for process in named if process.ppid() not in {other.pid for other in named}]
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""  # it has ended
 
 
 def _spec(shards: str) -> dict[str, Any]:

@@ -40,7 +40,8 @@ from segfleet_jobs.imported_model import (
 from segfleet_jobs.logged_model import log_segmenter
 from segfleet_jobs.origin import UNKNOWN, size_tags
 from segfleet_jobs.patience import Patience, patiently
-from segfleet_jobs.tracking import fail_run, find_experiment, flatten
+from segfleet_jobs.run_plan import flatten
+from segfleet_jobs.tracking import fail_run, find_experiment
 from segfleet_jobs.version import code_version
 from segfleet_models.convert import Imported
 

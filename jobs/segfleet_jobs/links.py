@@ -15,7 +15,7 @@ from segfleet_jobs.attempt import Heart, Yielded
 from segfleet_jobs.checkpoint import CheckpointRecord
 from segfleet_jobs.checkpoint_bucket import open_checkpoints
 from segfleet_jobs.evaluation import Picture
-from segfleet_jobs.group import Member, Voice
+from segfleet_jobs.group import Member, Voice, report
 from segfleet_jobs.loop import Link, TrainingLoop
 from segfleet_jobs.pictures import prediction_sheet
 from segfleet_jobs.spool import SPOOL
@@ -134,7 +134,7 @@ def train_rank(
     member: Member,
     config: Mapping[str, Any],
     speak: Callable[[Voice, Tracker], Link],
-    report: Callable[[dict[str, Any]], None],
+    tell: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any] | Yielded:
     """One rank's part of a training.
 
@@ -142,7 +142,7 @@ def train_rank(
         member: The rank.
         config: As of `training_config`.
         speak: Makes rank 0's link.
-        report: Tells Ray Train that a checkpoint has begun.
+        tell: Tells Ray Train that a checkpoint has begun.
     """
     spec = resolve_spec(config["spec"])
     if not isinstance(spec, TrainSpec):
@@ -151,11 +151,16 @@ def train_rank(
     store = open_checkpoints(config["checkpoints"], folders[1].name, member.group)
     checked = config["skips"], config["content_ids"]
     if member.voice is None:
-        return TrainingLoop(spec, member.ranks, SilentLink(), *folders, report, *checked, store=store).run()
+        return TrainingLoop(spec, member.ranks, SilentLink(), *folders, tell, *checked, store=store).run()
     tracker = Tracker(folders[0] / SPOOL, config["run"])
     try:
         return TrainingLoop(
-            spec, member.ranks, speak(member.voice, tracker), *folders, report, *checked, store=store
+            spec, member.ranks, speak(member.voice, tracker), *folders, tell, *checked, store=store
         ).run()
     finally:
         tracker.close()
+
+
+def train_alone(member: Member, config: Mapping[str, Any]) -> dict[str, Any] | Yielded:
+    """One rank's part of a training that is a job of its own; here, so that workers load nothing that drivers need."""
+    return train_rank(member, config, lambda voice, tracker: ServiceLink(voice.client, voice.heart, tracker), report)

@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from segfleet.errors import ModelError
 from segfleet.spec.reference import split_reference
 from segfleet_jobs.patience import patiently
-from segfleet_jobs.tracking import metric_name
+from segfleet_jobs.run_plan import metric_name
 
 # Where a run keeps the files of evaluations, each in a folder by its job.
 EVALUATIONS = "evaluation"

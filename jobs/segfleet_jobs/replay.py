@@ -22,8 +22,9 @@ from mlflow.exceptions import MlflowException
 
 from segfleet.errors import ServiceError
 from segfleet_jobs.patience import Patience
-from segfleet_jobs.spool import Entry, forget, forget_file, owner, read, segments
-from segfleet_jobs.tracking import RunPlan, open_run
+from segfleet_jobs.run_plan import RunPlan
+from segfleet_jobs.spool import Entry, Spool, forget, forget_file, owner, read, segments
+from segfleet_jobs.tracking import fail_run, open_run
 
 # What MLflow takes in one request.
 BATCH_POINTS = 1000
@@ -171,3 +172,28 @@ class Replay:
             run = self._client.get_run(run_id)
             self._recorded = {point.key: int(point.step) for point in run.data._metric_objs}
         return self._recorded
+
+
+def settle(folder: Path, plan: RunPlan, patience: Patience) -> str:
+    """Write to MLflow what a spool still holds, in the place of whoever wrote to it; the run's id.
+
+    Raises:
+        ServiceError: MLflow stayed away; the rest stays in the spool.
+    """
+    spool = Spool(folder)
+    spool.close()
+    replay = Replay(folder, plan, spool.name, patience)
+    while replay.advance():
+        pass
+    return replay.open()
+
+
+def give_up(folder: Path, plan: RunPlan, message: str) -> None:
+    """Mark the run failed, with all that is known of it, if MLflow answers; a later attempt reopens it."""
+    try:
+        run_id = settle(folder, plan, Patience(0.0))
+    except ServiceError as error:
+        # The failure itself must reach the queue, whatever becomes of the note about it.
+        print(f"segfleet: MLflow was not told of the failure: {error}", flush=True)
+    else:
+        fail_run(run_id, message)

@@ -15,8 +15,8 @@ from segfleet_jobs.embedding_picture import draw_embeddings
 from segfleet_jobs.paper import Scored, compare
 from segfleet_jobs.report_material import Material
 from segfleet_jobs.report_page import PagePicture, SectionOfPage, Table
+from segfleet_jobs.run_plan import flatten
 from segfleet_jobs.split_scores import SIZES, most_confused
-from segfleet_jobs.tracking import flatten
 from segfleet_models.decoder import MaskTransformerDecoder
 from segfleet_pipelines.picture import Pixels
 

@@ -23,10 +23,11 @@ from segfleet_jobs.checkpoint_home import checkpoint_home
 from segfleet_jobs.child_runs import forget_children, open_children
 from segfleet_jobs.failure import SearchFailedError, classify
 from segfleet_jobs.patience import WAITING, Patience
+from segfleet_jobs.run_plan import plan_run
 from segfleet_jobs.search_board import Board
 from segfleet_jobs.search_measure import measure_models, protocol
 from segfleet_jobs.session import run_attempt
-from segfleet_jobs.tracking import end_run, fail_run, open_run, plan_run
+from segfleet_jobs.tracking import end_run, fail_run, open_run
 from segfleet_jobs.trial import Search, close_run, run_numbered, run_trial
 from segfleet_jobs.trial_task import trial_folder
 from segfleet_jobs.tuning import run_trials

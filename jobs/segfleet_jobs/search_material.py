@@ -18,9 +18,9 @@ from segfleet.spec.kinds import SearchSpec, TrainSpec
 from segfleet.spec.resolve import to_document
 from segfleet.spec.search import final_spec, trial_spec
 from segfleet_jobs.paper_table import Data, Run
+from segfleet_jobs.run_plan import metric_name
 from segfleet_jobs.search_variables import Variable, short_params, variables
 from segfleet_jobs.split_scores import SIZES, class_pixels
-from segfleet_jobs.tracking import metric_name
 from segfleet_models.class_sizes import group_miou, size_groups
 from segfleet_pipelines.manifest import Manifest
 

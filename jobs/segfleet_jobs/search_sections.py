@@ -11,11 +11,11 @@ from segfleet.leaderboard import Standing
 from segfleet_jobs import search_charts as charts
 from segfleet_jobs.paper_table import PERCENT, Row
 from segfleet_jobs.report_page import PagePicture, SectionOfPage, Table
+from segfleet_jobs.run_plan import flatten
 from segfleet_jobs.search_importance import Importance
 from segfleet_jobs.search_material import SearchMaterial, Trial
 from segfleet_jobs.search_parallel import draw_parallel
 from segfleet_jobs.search_variables import Value, Variable, label
-from segfleet_jobs.tracking import flatten
 
 BESIDE = "Beside the paper"
 _HOUR = 3600.0

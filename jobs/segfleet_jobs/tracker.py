@@ -10,11 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from segfleet.errors import ServiceError
-from segfleet_jobs.patience import LONGEST_PAUSE_S, Patience
-from segfleet_jobs.replay import Replay, TakenOverError
+from segfleet_jobs.run_plan import RunPlan, metric_name
 from segfleet_jobs.spool import Entry, Spool
-from segfleet_jobs.tracking import RunPlan, fail_run, metric_name
 
 CONFUSION_FILE = "confusion.json"
 CLOSE_S = 10.0
@@ -33,17 +30,12 @@ class Tracker:
     """
 
     def __init__(self, folder: Path, plan: RunPlan) -> None:
+        self._folder, self._plan = folder, plan
         self._spool = Spool(folder)
-        self._replay = Replay(folder, plan, self._spool.name, Patience(_TRY_S))
         self._told, self._closing = threading.Event(), threading.Event()
         self._told.set()  # there may be something of an earlier writer
         self._thread = threading.Thread(target=self._run, name="tracker", daemon=True)
         self._thread.start()
-
-    @property
-    def run_id(self) -> str | None:
-        """MLflow's run, once it is known."""
-        return self._replay.run_id
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Add a point to each curve."""
@@ -74,13 +66,18 @@ class Tracker:
         self._spool.close()
 
     def _run(self) -> None:
+        # MLflow's client takes a second or more to load: beside the first steps, not before them.
+        from segfleet_jobs.patience import LONGEST_PAUSE_S, Patience
+        from segfleet_jobs.replay import Replay, TakenOverError
+
+        replay = Replay(self._folder, self._plan, self._spool.name, Patience(_TRY_S))
         pause_s = 0.0
         while True:
             self._closing.wait(pause_s)
             is_last = self._closing.is_set()
             self._told.clear()
             try:
-                while self._replay.advance():
+                while replay.advance():
                     pass
                 pause_s = 0.0
             except TakenOverError as error:
@@ -94,31 +91,6 @@ class Tracker:
                 return None
             if not pause_s:
                 self._told.wait()
-
-
-def settle(folder: Path, plan: RunPlan, patience: Patience) -> str:
-    """Write to MLflow what a spool still holds, in the place of whoever wrote to it; the run's id.
-
-    Raises:
-        ServiceError: MLflow stayed away; the rest stays in the spool.
-    """
-    spool = Spool(folder)
-    spool.close()
-    replay = Replay(folder, plan, spool.name, patience)
-    while replay.advance():
-        pass
-    return replay.open()
-
-
-def give_up(folder: Path, plan: RunPlan, message: str) -> None:
-    """Mark the run failed, with all that is known of it, if MLflow answers; a later attempt reopens it."""
-    try:
-        run_id = settle(folder, plan, Patience(0.0))
-    except ServiceError as error:
-        # The failure itself must reach the queue, whatever becomes of the note about it.
-        print(f"segfleet: MLflow was not told of the failure: {error}", flush=True)
-    else:
-        fail_run(run_id, message)
 
 
 def _now_ms() -> int:

@@ -8,7 +8,6 @@ exports the best checkpoint and has the service register it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,14 @@ from segfleet_jobs.checked_data import CheckedData, check_data
 from segfleet_jobs.checkpoint_bucket import open_checkpoints
 from segfleet_jobs.checkpoint_home import checkpoint_home
 from segfleet_jobs.failure import classify
-from segfleet_jobs.group import Member, attempt_folder, report, run_group
-from segfleet_jobs.links import ServiceLink, train_rank
+from segfleet_jobs.group import attempt_folder, run_group
+from segfleet_jobs.links import train_alone
 from segfleet_jobs.patience import WAITING, Patience
+from segfleet_jobs.replay import give_up, settle
+from segfleet_jobs.run_plan import RunPlan, plan_run
 from segfleet_jobs.session import run_attempt
 from segfleet_jobs.spool import SPOOL
-from segfleet_jobs.tracker import give_up, settle
-from segfleet_jobs.tracking import RunPlan, end_run, plan_run
+from segfleet_jobs.tracking import end_run
 from segfleet_pipelines.manifest import Manifest
 
 
@@ -94,12 +94,7 @@ def _fit(grant: Grant, spec: TrainSpec, data: CheckedData, run: RunPlan) -> dict
         "checkpoints": checkpoint_home(grant),
         "attempt_folder": str(attempt_folder(grant)),
     }
-    return run_group(grant, spec.resources, _train, config)
-
-
-def _train(member: Member, config: Mapping[str, Any]) -> dict[str, Any] | Yielded:
-    """One rank's part."""
-    return train_rank(member, config, lambda voice, tracker: ServiceLink(voice.client, voice.heart, tracker), report)
+    return run_group(grant, spec.resources, train_alone, config)
 
 
 if __name__ == "__main__":

@@ -24,9 +24,10 @@ from segfleet_jobs.checkpoint_store import prune
 from segfleet_jobs.failure import classify
 from segfleet_jobs.group import Member, OneOfMany, run_group
 from segfleet_jobs.patience import Patience
+from segfleet_jobs.replay import give_up, settle
+from segfleet_jobs.run_plan import Child, RunPlan, plan_run
 from segfleet_jobs.spool import SPOOL
-from segfleet_jobs.tracker import give_up, settle
-from segfleet_jobs.tracking import Child, RunPlan, end_run, open_run, plan_run
+from segfleet_jobs.tracking import end_run, open_run
 from segfleet_jobs.trial_task import Task, stop_sign
 from segfleet_pipelines.manifest import Manifest
 

@@ -18,12 +18,13 @@ from segfleet.errors import ServiceError
 from segfleet.registry.registration import Registration, of_job
 from segfleet.registry.registry import Registry
 from segfleet_jobs import patience as patience_module
-from segfleet_jobs import tracker as tracker_module
 from segfleet_jobs.logged_model import log_segmenter
 from segfleet_jobs.patience import Patience
+from segfleet_jobs.replay import settle
+from segfleet_jobs.run_plan import RunPlan
 from segfleet_jobs.spool import segments
-from segfleet_jobs.tracker import CONFUSION_FILE, Tracker, settle
-from segfleet_jobs.tracking import RunPlan, end_run
+from segfleet_jobs.tracker import CONFUSION_FILE, Tracker
+from segfleet_jobs.tracking import end_run
 
 pytestmark = [
     pytest.mark.integration,
@@ -55,8 +56,7 @@ def truth(server: str) -> MlflowClient:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    for module in (patience_module, tracker_module):
-        monkeypatch.setattr(module, "LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr(patience_module, "LONGEST_PAUSE_S", 0.05)
 
 
 @pytest.fixture

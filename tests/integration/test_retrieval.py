@@ -31,8 +31,9 @@ from segfleet_jobs.checkpoint import load_checkpoint
 from segfleet_jobs.logged_model import log_model
 from segfleet_jobs.origin import training_tags
 from segfleet_jobs.registered_model import load_registered
+from segfleet_jobs.run_plan import plan_run
 from segfleet_jobs.tracker import Tracker
-from segfleet_jobs.tracking import end_run, open_run, plan_run
+from segfleet_jobs.tracking import end_run, open_run
 from segfleet_models.inference import predict
 from segfleet_pipelines.manifest import Manifest
 from training import RecordingLink, make_dataset, make_train_spec, run_alone

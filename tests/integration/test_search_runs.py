@@ -14,8 +14,9 @@ from mlflow import MlflowClient
 from searched import make_grant, make_search, trial
 from segfleet_jobs import search as search_module
 from segfleet_jobs.child_runs import forget_children, open_children
+from segfleet_jobs.run_plan import Child, plan_run
 from segfleet_jobs.search import _close_runs
-from segfleet_jobs.tracking import Child, open_run, plan_run
+from segfleet_jobs.tracking import open_run
 from segfleet_jobs.trial import Search
 from segfleet_pipelines.manifest import Manifest
 from training import make_dataset

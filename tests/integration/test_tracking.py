@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 import time
@@ -21,8 +22,9 @@ from segfleet_jobs.checkpoint import load_checkpoint
 from segfleet_jobs.logged_model import log_model
 from segfleet_jobs.patience import patiently
 from segfleet_jobs.registered_model import load_registered
+from segfleet_jobs.run_plan import flatten, plan_run
 from segfleet_jobs.tracker import CONFUSION_FILE, Tracker
-from segfleet_jobs.tracking import end_run, fail_run, flatten, open_run, plan_run
+from segfleet_jobs.tracking import end_run, fail_run, open_run
 from segfleet_models.inference import predict
 from segfleet_pipelines.manifest import Manifest
 from training import RecordingLink, make_dataset, make_train_spec, run_alone
@@ -88,12 +90,13 @@ def test_a_resumed_attempt_writes_no_point_twice(shards: str, tracking: None, tm
 def test_odd_class_names_reach_mlflow_and_refused_points_do_not_block(
     shards: str, tracking: None, tmp_path: Path
 ) -> None:
-    tracker = Tracker(tmp_path, plan_run("job-names", make_train_spec(shards), Manifest.load(shards)))
+    plan = plan_run("job-names", make_train_spec(shards), Manifest.load(shards))
+    tracker = Tracker(tmp_path, plan)
     tracker.metrics(1, {"val_iou/building, edifice (old) & 'new'": 0.5})
     tracker.metrics(2, {"": 0.5})
     tracker.metrics(3, {"train/loss": 0.25})
     tracker.close(30.0)
-    client, run_id = mlflow.MlflowClient(), str(tracker.run_id)
+    client, run_id = mlflow.MlflowClient(), open_run(plan)
     assert client.get_metric_history(run_id, "train/loss")[0].value == 0.25
     assert client.get_run(run_id).data.metrics["val_iou/building_ edifice _old_ _ _new_"] == 0.5
 
@@ -121,21 +124,23 @@ def test_a_failure_is_not_hidden_by_an_absent_mlflow(tracking: None) -> None:
 
 
 def test_a_sheet_of_pictures_arrives(shards: str, tracking: None, tmp_path: Path) -> None:
-    tracker = Tracker(tmp_path, plan_run("job-pictures", make_train_spec(shards), Manifest.load(shards)))
+    plan = plan_run("job-pictures", make_train_spec(shards), Manifest.load(shards))
+    tracker = Tracker(tmp_path, plan)
     tracker.picture(40, b"png")
     tracker.close()
-    artifacts = mlflow.MlflowClient().list_artifacts(str(tracker.run_id), "predictions")
+    artifacts = mlflow.MlflowClient().list_artifacts(open_run(plan), "predictions")
     assert [entry.path for entry in artifacts] == ["predictions/step-00000040.png"]
 
 
 def test_the_confusion_of_the_best_validation_replaces_an_earlier_one(
     shards: str, tracking: None, tmp_path: Path
 ) -> None:
-    tracker = Tracker(tmp_path / "spool", plan_run("job-confusion", make_train_spec(shards), Manifest.load(shards)))
+    plan = plan_run("job-confusion", make_train_spec(shards), Manifest.load(shards))
+    tracker = Tracker(tmp_path / "spool", plan)
     tracker.confusion(20, [[1, 2], [3, 4]], ("a", "b"))
     tracker.confusion(40, [[5, 0], [0, 5]], ("a", "b"))
     tracker.close()
-    path = mlflow.MlflowClient().download_artifacts(str(tracker.run_id), CONFUSION_FILE, str(tmp_path))
+    path = mlflow.MlflowClient().download_artifacts(open_run(plan), CONFUSION_FILE, str(tmp_path))
     kept = json.loads(Path(path).read_text())
     assert kept == {"step": 40, "class_names": ["a", "b"], "matrix": [[5, 0], [0, 5]]}
 
@@ -179,3 +184,15 @@ def test_the_exported_model_predicts_like_the_trained_one_in_a_fresh_process(
 
 def test_flatten() -> None:
     assert flatten({"a": {"b": 1, "c": {"d": None}}, "e": [1]}) == {"a.b": 1, "a.c.d": None, "e": [1]}
+
+
+def test_a_rank_begins_without_mlflows_client(shards: str) -> None:
+    config = pickle.dumps(plan_run("job-light", make_train_spec(shards), Manifest.load(shards)))
+    script = f"""
+import pickle, sys
+from segfleet_jobs.links import train_alone
+from segfleet_jobs.trial_body import train_one_rank
+pickle.loads({config!r})
+assert "mlflow" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
