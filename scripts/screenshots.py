@@ -1,10 +1,11 @@
-"""Take pictures of every page: `python scripts/screenshots.py FOLDER [NAME...]`, from a service with made-up jobs.
+"""Take pictures of the pages: `python scripts/screenshots.py FOLDER [NAME...]`, from a service with made-up jobs.
 
 It needs Playwright and an installed Chromium; nothing of the real service is touched.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from PIL import Image  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
 
 from lively import Site, add_dataset, lively, street  # noqa: E402 - it lies beside the tests
@@ -124,9 +126,21 @@ def main(folder: Path, names: Collection[str]) -> None:
                 page.evaluate("scrollTo(0, 0)")
             get_ready(page, shot.name.removesuffix("-narrow"))
             page.screenshot(path=str(folder / f"{shot.name}.png"), full_page=True)
+            shrink(folder / f"{shot.name}.png")
             context.close()
         browser.close()
 
 
+def shrink(path: Path) -> None:
+    """A page has few colours: 256 of them look alike and take a quarter of the space."""
+    with Image.open(path) as image:
+        small = image.convert("RGB").quantize(256)
+    small.save(path, optimize=True)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "pictures", sys.argv[2:])
+    parser = argparse.ArgumentParser(description="Take pictures of the pages of a service with made-up jobs.")
+    parser.add_argument("folder", type=Path, help="where they go")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="such as queue or job-narrow; all, if none is given")
+    options = parser.parse_args()
+    main(options.folder, options.names)

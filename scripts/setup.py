@@ -18,7 +18,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-MINIMUM = (3, 11)
+MINIMUM = (3, 11, 4)
 # Measured on Linux with torch's CUDA packages: 6.8 GB stay, and pip holds 3 GB of downloads in the temporary folder.
 VENV_GB = 8
 DOWNLOAD_GB = 3
@@ -33,12 +33,12 @@ class SetupError(Exception):
 
 
 def machine_problems(
-    version: tuple[int, int], missing_modules: list[str], free_gb: dict[str, float], needed_gb: dict[str, float]
+    version: tuple[int, int, int], missing_modules: list[str], free_gb: dict[str, float], needed_gb: dict[str, float]
 ) -> list[str]:
     """What keeps this machine from running the set-up, one sentence each, all at once.
 
     Args:
-        version: Major and minor version of the Python that would be used.
+        version: Major, minor and micro version of the Python that would be used.
         missing_modules: Which of `venv` and `ensurepip` that Python lacks.
         free_gb: Free space of each folder that will be written to, GB.
         needed_gb: Space needed in each of the same folders, GB.
@@ -48,7 +48,7 @@ def machine_problems(
         found, minimum = (".".join(map(str, v)) for v in (version, MINIMUM))
         problems.append(
             f"Python {found} is too old, segfleet needs {minimum} or newer; "
-            f"install one and name it, for instance: make PYTHON=python{minimum} demo"
+            f"install one and name it, for instance: make PYTHON=python3.12 demo"
         )
     if missing_modules:
         problems.append(
@@ -94,7 +94,7 @@ def check_machine(root: Path, venv: Path) -> str:
     needed = space_needed(str(root), temporary, same_disk, complete)
     free = {folder: shutil.disk_usage(folder).free / 1e9 for folder in needed}
     missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
-    problems = machine_problems(sys.version_info[:2], missing, free, needed)
+    problems = machine_problems(sys.version_info[:3], missing, free, needed)
     if problems:
         raise SetupError("\n".join(problems))
     return f"Python {sys.version.split()[0]}, {free[str(root)]:.0f} GB free"

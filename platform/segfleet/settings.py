@@ -19,6 +19,7 @@ from segfleet.errors import SettingsError
 from segfleet.kube_settings import KubeSettings
 from segfleet.mlflow_login import checked_uri, mlflow_login
 
+_HIGHEST_PORT = 65_535
 DEFAULT_PORT = 8700
 # Long enough that nobody guesses it, and nothing that a header cannot carry.
 _TOKEN = re.compile(r"[\x21-\x7e]{16,}")
@@ -216,13 +217,13 @@ class Settings:
         home = replace(default_home(env), shared=Path(shared).expanduser().absolute() if shared else None)
         return cls(
             home=home,
-            port=int(_number(env, "SEGFLEET_PORT", DEFAULT_PORT)),
+            port=_port(env),
             ray_address=env.get("SEGFLEET_RAY_ADDRESS", "http://127.0.0.1:8265"),
             mlflow_uri=checked_uri(env.get("SEGFLEET_MLFLOW_URI", "http://127.0.0.1:5000")),
             database_url=env.get("SEGFLEET_DATABASE_URL", home.database_url),
-            lease_s=_number(env, "SEGFLEET_LEASE_S", 45.0),
-            start_deadline_s=_number(env, "SEGFLEET_START_DEADLINE_S", 300.0),
-            poll_s=_number(env, "SEGFLEET_POLL_S", 0.5),
+            lease_s=_number(env, "SEGFLEET_LEASE_S", 45.0, least=1.0),
+            start_deadline_s=_number(env, "SEGFLEET_START_DEADLINE_S", 300.0, least=1.0),
+            poll_s=_number(env, "SEGFLEET_POLL_S", 0.5, least=0.05),
             leader_lease_s=_number(env, "SEGFLEET_LEADER_LEASE_S", 15.0, least=1.0),
             door=Door.of(env),
             attempts_url=attempts_url(env),
@@ -318,6 +319,15 @@ def ensure_token(path: Path, prefix: str = "") -> str:
         finally:
             staged.unlink()
     return read_token(path)
+
+
+def _port(env: Mapping[str, str]) -> int:
+    port = _number(env, "SEGFLEET_PORT", DEFAULT_PORT)
+    if port != int(port) or not 1 <= port <= _HIGHEST_PORT:
+        raise SettingsError(
+            f"SEGFLEET_PORT={env['SEGFLEET_PORT']!r} is no port; use a whole number from 1 to {_HIGHEST_PORT}"
+        )
+    return int(port)
 
 
 def _number(env: Mapping[str, str], name: str, default: float, least: float = -math.inf) -> float:

@@ -14,7 +14,6 @@ import secrets
 
 HOME_PREFIX = "segfleet_home_"
 HOME_TOKEN_ID = "home"  # noqa: S105 - a public name, no secret
-TOKEN_ID = re.compile(r"[0-9a-f]{12}")
 # What a log may never show; also of a token that was cut off.
 ANY_TOKEN = re.compile(r"segfleet_(user|home)_[0-9A-Za-z_-]+")
 _USER_PREFIX = "segfleet_user_"

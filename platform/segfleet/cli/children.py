@@ -22,7 +22,7 @@ def require(command: str, modules: Sequence[str], extra: str) -> None:
     if missing:
         raise SettingsError(
             f"'segfleet {command}' needs {', '.join(missing)}, which the base install leaves out; "
-            f"run: pip install 'segfleet[{extra}]'"
+            f"run in segfleet's checkout: pip install '.[{extra}]'"
         )
 
 

@@ -65,6 +65,13 @@ def main() -> int:
     Returns:
         0: asked to stop, 1: the dispatcher died, 2: it could not start.
     """
+    if len(sys.argv) > 1:
+        print(
+            f"error: {sys.argv[1]!r} means nothing here; the service takes its settings from the environment: "
+            "docs/operations.md",
+            file=sys.stderr,
+        )
+        return 2
     try:
         settings = Settings.from_environment()
         settings.home.create()

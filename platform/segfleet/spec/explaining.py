@@ -9,11 +9,12 @@ from pydantic import ValidationError
 
 from segfleet.errors import Problem
 from segfleet.spec.search_sections import BRANCHES
+from segfleet.spec.sections import FORMS
 
 
 def explain(error: ValidationError, kind: type[Any]) -> list[Problem]:
     """Every mistake that pydantic has found in a document of a kind, in our words."""
-    return [_problem(item, kind) for item in error.errors(include_url=False, include_context=False)]
+    return [_problem(item, kind) for item in error.errors(include_url=False)]
 
 
 def _problem(item: Any, kind: type[Any]) -> Problem:
@@ -29,7 +30,11 @@ def _problem(item: Any, kind: type[Any]) -> Problem:
         case "missing":
             return Problem(path, "missing")
         case "value_error":
-            return Problem(path, item["msg"].removeprefix("Value error, "))
+            text = item["msg"].removeprefix("Value error, ")
+            is_named = not isinstance(value, str) or _short(value) in text
+            return Problem(path, text if is_named else f"{_short(value)}: {text}")
+        case "string_pattern_mismatch" if item["ctx"]["pattern"] in FORMS:
+            return Problem(path, f"{_short(value)}: {FORMS[item['ctx']['pattern']]}")
         case _:
             text = item["msg"][:1].lower() + item["msg"][1:]
             return Problem(path, f"{_short(value)}: {text}")

@@ -13,6 +13,7 @@ from segfleet.spec.sections import (
     EvalDataSpec,
     EvalSpec,
     LocalPath,
+    ModelReference,
     Name,
     Probability,
     QueueSpec,
@@ -82,9 +83,7 @@ class EvaluateSpec(Section):
 
     kind: Literal["evaluate"] = "evaluate"
     name: Name
-    model: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}(@[a-z][a-z0-9_-]{0,62}|/[1-9][0-9]{0,8})$")] = (
-        Field(description="registered model, NAME@ALIAS or NAME/VERSION")
-    )
+    model: ModelReference = Field(description="registered model, NAME@ALIAS or NAME/VERSION")
     data: EvalDataSpec
     eval: EvalSpec | None = Field(None, description="windows, scales and flip; null: as the model was validated")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="fp16 needs a GPU")

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from segfleet.spec.sections import LocalPath, Section
+
+
+def _pretrained_kind(value: Any) -> str:
+    return "(file)" if isinstance(value, str) else "(flag)"
+
+
+Pretrained = Annotated[
+    Annotated[bool, Tag("(flag)")] | Annotated[LocalPath, Tag("(file)")], Discriminator(_pretrained_kind)
+]
 
 Arch = Literal["segmenter", "setr", "deeplabv3plus", "fcn", "unet", "upernet"]
 # The decoders each architecture has; None: only its own.
@@ -49,7 +58,7 @@ class ModelSpec(Section):
     decoder_norm: Literal["none", "batch"] = Field(
         "none", description="before a linear decoder; batch is DINOv3's recipe for frozen encoders"
     )
-    pretrained: bool | LocalPath = Field(True, description="true: timm's hub, false: random, or a weights file")
+    pretrained: Pretrained = Field(True, description="true: timm's hub, false: random, or a weights file")
 
     @model_validator(mode="after")
     def _of_one_architecture(self) -> Self:

@@ -52,7 +52,15 @@ def _check_location(*schemes: str) -> Callable[[str], str]:
 Name = Annotated[str, AfterValidator(_check_name)]
 Alias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 Duration = Annotated[str, AfterValidator(_check_duration)]
-JobReference = Annotated[str, Field(pattern=r"^job-[a-z2-7]{8}(:(ok|failed|any))?$")]
+_JOB_REFERENCE = r"^job-[a-z2-7]{8}(:(ok|failed|any))?$"
+_MODEL_REFERENCE = r"^[a-z0-9][a-z0-9._-]{0,62}(@[a-z][a-z0-9_-]{0,62}|/[1-9][0-9]{0,8})$"
+# What to write where a pattern is not met, for people.
+FORMS = {
+    _JOB_REFERENCE: "write JOB, JOB:ok, JOB:failed or JOB:any, such as job-ab2c3d4e:ok",
+    _MODEL_REFERENCE: "write NAME@ALIAS or NAME/VERSION, such as road@champion or road/7",
+}
+JobReference = Annotated[str, Field(pattern=_JOB_REFERENCE)]
+ModelReference = Annotated[str, Field(pattern=_MODEL_REFERENCE)]
 # On this file system; to write shards to; to read shards from.
 LocalPath = Annotated[str, AfterValidator(_check_location("file"))]
 WriteLocation = Annotated[str, AfterValidator(_check_location("file", "s3", "gs"))]

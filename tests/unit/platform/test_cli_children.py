@@ -48,7 +48,7 @@ def test_a_missing_dependency_names_the_extra_to_install() -> None:
     with pytest.raises(SettingsError) as refused:
         require("predict", ["json", "no_such_module"], "train")
     assert "needs no_such_module" in str(refused.value)
-    assert "pip install 'segfleet[train]'" in str(refused.value)
+    assert "pip install '.[train]'" in str(refused.value)
 
 
 def test_what_is_there_is_not_refused() -> None:

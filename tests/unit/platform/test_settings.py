@@ -220,3 +220,19 @@ def test_a_lease_too_short_to_be_renewed_is_refused(text: str, tmp_path: Path) -
     environment = {"SEGFLEET_HOME": str(tmp_path), "SEGFLEET_LEADER_LEASE_S": text}
     with pytest.raises(SettingsError, match=r"SEGFLEET_LEADER_LEASE_S=.* is too little; use at least 1"):
         Settings.from_environment(environment)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "complaint"),
+    [
+        ("SEGFLEET_LEASE_S", "-3", "is too little; use at least 1"),
+        ("SEGFLEET_START_DEADLINE_S", "0", "is too little; use at least 1"),
+        ("SEGFLEET_POLL_S", "0", "is too little; use at least 0.05"),
+        ("SEGFLEET_PORT", "0", "is no port; use a whole number from 1 to 65535"),
+        ("SEGFLEET_PORT", "99999", "is no port; use a whole number from 1 to 65535"),
+        ("SEGFLEET_PORT", "87.5", "is no port; use a whole number from 1 to 65535"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused(name: str, text: str, complaint: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=f"{name}='{text}' {complaint}"):
+        Settings.from_environment({"SEGFLEET_HOME": str(tmp_path), name: text})

@@ -42,11 +42,16 @@ def test_setup_is_understood_by_a_python_that_is_too_old() -> None:
 @pytest.mark.parametrize(
     ("version", "missing", "free", "said"),
     [
-        ((3, 11), [], 11.0, []),
-        ((3, 14), [], 500.0, []),
-        ((3, 10), [], 500.0, ["Python 3.10 is too old, segfleet needs 3.11 or newer", "make PYTHON=python3.11 demo"]),
-        ((3, 11), ["ensurepip"], 500.0, ["no ensurepip; on Debian and Ubuntu: apt-get install python3-venv"]),
-        ((3, 11), [], 7.9, ["/repo has 7.9 GB free, set-up needs about 11 GB there", "free some space"]),
+        ((3, 11, 4), [], 11.0, []),
+        ((3, 14, 0), [], 500.0, []),
+        (
+            (3, 11, 3),
+            [],
+            500.0,
+            ["Python 3.11.3 is too old, segfleet needs 3.11.4 or newer", "make PYTHON=python3.12 demo"],
+        ),
+        ((3, 11, 4), ["ensurepip"], 500.0, ["no ensurepip; on Debian and Ubuntu: apt-get install python3-venv"]),
+        ((3, 11, 4), [], 7.9, ["/repo has 7.9 GB free, set-up needs about 11 GB there", "free some space"]),
         ((3, 9), ["venv", "ensurepip"], 1.0, ["3.9 is too old", "no venv and no ensurepip", "1.0 GB free"]),
     ],
 )
