@@ -79,7 +79,7 @@ def spec_page() -> str:
         "# Spec fields",
         "",
         "Made by `python scripts/reference.py` from the fields themselves. A spec is YAML or JSON; what is left out",
-        "has the default; an unknown key is an error. `segfleet check SPEC` shows every value that a spec ends up with.",
+        "has the default; an unknown key is an error. `segfleet check SPEC` shows every value of a spec.",
         "",
     ]
     for kind in KINDS:
