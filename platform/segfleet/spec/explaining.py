@@ -30,9 +30,8 @@ def _problem(item: Any, kind: type[Any]) -> Problem:
         case "missing":
             return Problem(path, "missing")
         case "value_error":
-            text = item["msg"].removeprefix("Value error, ")
-            is_named = not isinstance(value, str) or _short(value) in text
-            return Problem(path, text if is_named else f"{_short(value)}: {text}")
+            # The check itself says what of the value may be shown: an address can hold a key.
+            return Problem(path, item["msg"].removeprefix("Value error, "))
         case "string_pattern_mismatch" if item["ctx"]["pattern"] in FORMS:
             return Problem(path, f"{_short(value)}: {FORMS[item['ctx']['pattern']]}")
         case _:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 from segfleet.spec.location import split_location
 
 JOB_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_SHOWN = 60
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -33,7 +34,10 @@ def _check_duration(text: str) -> str:
 
 def _check_name(text: str) -> str:
     if not JOB_NAME.fullmatch(text):
-        raise ValueError("use 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit")
+        shown = repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+        raise ValueError(
+            f"{shown} is no name; use 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
+        )
     return text
 
 

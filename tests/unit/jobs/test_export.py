@@ -77,7 +77,7 @@ def test_what_cannot_be_is_said(
             run(folder, "--out", tmp_path / "n.onnx", "--size", size)
         assert f"'{size}' is no size" in capsys.readouterr().err
     monkeypatch.setattr(export, "_NEEDED_FOR_ONNX", ("no_such_package",))
-    with pytest.raises(SettingsError, match=r"needs no_such_package.*pip install 'segfleet\[export\]'"):
+    with pytest.raises(SettingsError, match=r"needs no_such_package.*pip install '\.\[export\]'"):
         export.export_model(load_registered(folder), "onnx", tmp_path / "n.onnx", None)
 
 
