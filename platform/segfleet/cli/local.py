@@ -204,6 +204,13 @@ def _print_status(parts: list[dict[str, Any]], service: dict[str, Any] | None) -
     if service is not None:
         counts = ", ".join(f"{count} {state}" for state, count in service["jobs"].items() if count) or "none"
         say(f"jobs: {counts}")
+        database, storage = service["database"], service["storage"]
+        say(f"database: {database['kind']}, answers in {1000 * database['answered_in_s']:.0f} ms")
+        if storage["free_bytes"] is None:
+            say(f"storage: {storage['path']} cannot be reached")
+        else:
+            low = "" if storage["ok"] else ", which is little"
+            say(f"storage: {storage['free_bytes'] / 1e9:.0f} of {storage['total_bytes'] / 1e9:.0f} GB free{low}")
         server, leader = service["server"], service["leader"]
         if server["role"] == "leader":
             say(f"leader: this server, {server['name']}, epoch {leader['epoch']}")

@@ -297,7 +297,12 @@ class Store:
     @property
     def is_shared(self) -> bool:
         """Whether other servers may use the database at the same time."""
-        return self._engine.dialect.name != "sqlite"
+        return self.kind != "sqlite"
+
+    @property
+    def kind(self) -> str:
+        """`sqlite` | `postgresql`."""
+        return self._engine.dialect.name
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Be the only server on an embedded database; see `database.exclusive`."""

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from segfleet.errors import QueueUnavailableError
 from segfleet.queue.board import Board
 from segfleet.queue.scheduling.values import Node, Wait
 from segfleet.server.logs import read_logs
+from segfleet.server.status_routes import storage_of
 from serving import make_shards
 
 JOBS = "/api/v1/jobs"
@@ -247,6 +250,16 @@ def test_status_shows_the_parts(service: Any) -> None:
     assert status["jobs"] == {"queued": 1}
     assert status["ray"]["ok"] is False
     assert status["dispatcher"] == {"ok": True}
+    assert status["database"]["kind"] == "sqlite"
+    assert 0 < status["database"]["answered_in_s"] < 60
+    assert 0 < status["storage"]["free_bytes"] < status["storage"]["total_bytes"]
     service.queue.board = Board(nodes=(Node(2, 0),))
     status = service.http.get("/api/v1/status", headers=service.bearer).json()
     assert status["ray"]["capacity"] == {"cpus": 2, "gpus": 0, "nodes": 1}
+
+
+def test_storage_that_is_full_or_gone_is_not_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert storage_of(tmp_path / "gone").ok is False
+    for total, free, ok in ((1e12, 51e9, True), (1e12, 49e9, False), (100e9, 6e9, True), (100e9, 4e9, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, t=total, f=free: SimpleNamespace(total=int(t), free=int(f)))
+        assert storage_of(tmp_path).ok is ok

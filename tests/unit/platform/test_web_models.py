@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import Any
 
@@ -143,5 +144,7 @@ def test_the_operators_page_tells_rules_health_and_who_did_what(service: Service
     assert "<strong>vision</strong>" in text
     assert "PUT /policies/{scope}/{name}" in text
     assert "mlflow.invalid" in text
+    assert re.search(r"sqlite, answered in \d+\.\d ms", text)
+    assert re.search(r"[\d.]+ [GT]iB of [\d.]+ [GT]iB free, ", text)
     older = text.rpartition("/operations?before=")[2].partition('"')[0]
     assert "POST /jobs" in look(service, f"/operations?before={older}")
