@@ -383,12 +383,27 @@ def test_the_status_says_who_leads_and_who_was_asked(service: Service) -> None:
 
 
 def test_the_status_command_says_it_too(capsys: pytest.CaptureFixture[str]) -> None:
-    status = {"jobs": {}, "server": {"name": "a:1", "role": "leader"}, "leader": {"name": "a:1", "epoch": 4}}
+    storage = {"ok": False, "path": "/s", "free_bytes": 3_000_000_000, "total_bytes": 80_000_000_000}
+    status = {
+        "jobs": {},
+        "server": {"name": "a:1", "role": "leader"},
+        "leader": {"name": "a:1", "epoch": 4},
+        "database": {"kind": "sqlite", "answered_in_s": 0.002},
+        "storage": storage,
+    }
     _print_status([], status)
-    _print_status([], status | {"server": {"name": "b:2", "role": "follower"}})
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == "leader: this server, a:1, epoch 4"
-    assert lines[3] == "leader: a:1, epoch 4; asked: b:2, a follower"
+    gone = {"storage": storage | {"free_bytes": None}}
+    _print_status([], status | gone | {"server": {"name": "b:2", "role": "follower"}})
+    assert capsys.readouterr().out.splitlines() == [
+        "jobs: none",
+        "database: sqlite, answers in 2 ms",
+        "storage: 3 of 80 GB free, which is little",
+        "leader: this server, a:1, epoch 4",
+        "jobs: none",
+        "database: sqlite, answers in 2 ms",
+        "storage: /s cannot be reached",
+        "leader: a:1, epoch 4; asked: b:2, a follower",
+    ]
 
 
 def test_a_log_is_copied_to_its_place_by_whoever_copies_it(tmp_path: Path) -> None:
