@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 
 from segfleet.access import audit
 from segfleet.access.roles import Identity
-from segfleet.errors import Problem, SpecError
+from segfleet.errors import Problem, SettingsError, SpecError
 from segfleet.queue import lifecycle
 from segfleet.queue.clock import Clock
 from segfleet.queue.model import Document, Job
@@ -22,6 +23,7 @@ from segfleet.retention import files
 from segfleet.retention.decision import Kind, Leaving, Piece, Rules, deletions, youngest_age_s
 from segfleet.retention.rows import DELETED, ENDED
 
+_log = logging.getLogger(__name__)
 # One request deletes for so long at most; whoever asks goes on asking.
 APPLY_S = 10.0
 
@@ -120,8 +122,15 @@ class Retention:
         for job_id, piece in planned:
             if ticks() > until:
                 left += 1
-            elif self._let_go(job_id, piece, caller) and self._remove(piece):
-                gone.append((job_id, piece))
+                continue
+            try:
+                if self._let_go(job_id, piece, caller) and self._remove(piece):
+                    gone.append((job_id, piece))
+            except (OSError, SettingsError) as error:
+                # The next pieces are none the worse for it, and the next run tries this one again.
+                left += 1
+                _log.warning("%s of %s could not be deleted: %s", piece.name, job_id, error)
+                self._note_failure(job_id, piece, caller)
         return gone, left
 
     def _checkpoints(self, tx: Transaction, job: Job) -> list[Piece]:
@@ -149,17 +158,25 @@ class Retention:
             job, now = tx.job(job_id), self._clock()
             if job.state not in ENDED or tx.retention.needed_by(job_id):
                 return False
-            subject = f"{job_id} {piece.kind} {piece.name} {piece.bytes} bytes"
-            entry = audit.Entry(now, caller.user, caller.token_id, "", "retention delete", subject)
-            tx.access.add_audit(entry.row(audit.DONE))
+            tx.access.add_audit(_entry(now, caller, job_id, piece).row(audit.DONE))
             if piece.kind is Kind.CHECKPOINT and not piece.is_remnant:
                 _forget(tx, job, piece, self._storage, caller.user, now)
         return True
+
+    def _note_failure(self, job_id: str, piece: Piece, caller: Identity) -> None:
+        entry = _entry(self._clock(), caller, job_id, piece)
+        with self._store.write() as tx:
+            tx.access.add_audit(entry.row("failed: it is still there"))
 
     def _remove(self, piece: Piece) -> bool:
         if piece.kind is Kind.RUN:
             return self._models.remove_run(piece.name)
         return files.remove(self._storage if piece.kind is Kind.CHECKPOINT else self._logs, piece.name)
+
+
+def _entry(now: float, caller: Identity, job_id: str, piece: Piece) -> audit.Entry:
+    subject = f"{job_id} {piece.kind} {piece.name} {piece.bytes} bytes"
+    return audit.Entry(now, caller.user, caller.token_id, "", "retention delete", subject)
 
 
 def _forget(tx: Transaction, job: Job, piece: Piece, storage: Path, who: str, now: float) -> None:

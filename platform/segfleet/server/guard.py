@@ -36,6 +36,8 @@ from segfleet.web import paths
 from segfleet.wire import API, REQUEST_ID
 
 MAX_BODY_BYTES = 1 << 20
+# From anybody: a token and no more.
+MAX_SIGN_IN_BYTES = 8192
 BODY_TIMEOUT_S = 30.0
 # Bodies with a picture, and how many of them may be arriving: each is held in memory.
 MAX_UPLOAD_BYTES = MAX_PICTURE_BYTES + (64 << 10)
@@ -169,7 +171,8 @@ class Guard:
         """The body, if it is of a type and size that the path takes."""
         if not paths.takes_picture(path):
             refused = _refusal_of_type(headers, _PAGE_TYPES if is_page else _API_TYPES)
-            return refused or await self._body(headers, receive, MAX_BODY_BYTES)
+            most = MAX_SIGN_IN_BYTES if path == paths.SIGN_IN else MAX_BODY_BYTES
+            return refused or await self._body(headers, receive, most)
         if (refused := _refusal_of_type(headers, _UPLOAD_TYPES)) is not None:
             return refused
         if self._uploads.locked():

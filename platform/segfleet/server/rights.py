@@ -54,7 +54,9 @@ PAGE_RIGHTS: Mapping[tuple[str, str], Right | None] = {
     ("GET", "/operations"): _OPERATE,
     ("GET", "/datasets"): _VIEW,
     ("GET", "/datasets/{dataset_id}"): _VIEW,
+    ("GET", "/datasets/{dataset_id}/live"): _VIEW,
     ("GET", "/datasets/{dataset_id}/sheet"): _VIEW,
+    ("GET", "/models/{name}/sheets"): _VIEW,
     # Forms cannot put; the API's routes of the same rules have the same rights.
     ("POST", "/policies"): _OPERATE,
     ("POST", "/retention"): _ADMIN,

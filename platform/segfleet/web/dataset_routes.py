@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
@@ -11,8 +11,8 @@ from segfleet.errors import ModelError
 from segfleet.queue.model import EVERY_JOB
 from segfleet.server.services import Services, ServicesArg
 from segfleet.web import datasets
-from segfleet.web.datasets import Dataset
-from segfleet.web.frame import page
+from segfleet.web.datasets import Dataset, Inspection
+from segfleet.web.frame import fragment, page, render
 
 router = APIRouter()
 
@@ -32,18 +32,14 @@ def datasets_page(request: Request, services: ServicesArg) -> Response:
 def dataset_page(request: Request, dataset_id: DatasetId, services: ServicesArg) -> Response:
     """A dataset with its classes, a sheet of pictures, and its jobs."""
     dataset = _known(services, dataset_id)
-    inspection = None
-    if dataset.sketch is not None:
-        inspection = request.app.state.inspections.of(dataset.location, dataset.sketch.content_id)
-    return page(
-        request,
-        "dataset.html",
-        dataset=dataset,
-        sketch=dataset.sketch,
-        inspection=inspection,
-        uses=dataset.uses[:_USES],
-        now=services.queue.clock(),
-    )
+    uses = dataset.uses[:_USES]
+    return page(request, "dataset.html", **_content(request, dataset), uses=uses, now=services.queue.clock())
+
+
+@router.get("/datasets/{dataset_id}/live")
+def dataset_content(request: Request, dataset_id: DatasetId, services: ServicesArg) -> Response:
+    """What is in a dataset alone, for a page that waits for it."""
+    return fragment(request, render("dataset_content.html", _content(request, _known(services, dataset_id))))
 
 
 @router.get("/datasets/{dataset_id}/sheet")
@@ -56,8 +52,15 @@ def sheet(request: Request, dataset_id: DatasetId, services: ServicesArg) -> Res
     return Response(content, headers={"Cache-Control": "private, max-age=3600"}, media_type="image/png")
 
 
+def _content(request: Request, dataset: Dataset) -> dict[str, Any]:
+    inspection = None
+    if dataset.sketch is not None:
+        inspection = request.app.state.inspections.of(dataset.location, dataset.sketch.content_id)
+    return {"dataset": dataset, "sketch": dataset.sketch, "inspection": inspection or Inspection("failed")}
+
+
 def _known(services: Services, dataset_id: str) -> Dataset:
-    for dataset in datasets.datasets(services.queue.list(EVERY_JOB, datasets.MOST_JOBS)):
-        if dataset.id == dataset_id:
-            return dataset
-    raise ModelError(f"none of the latest {datasets.MOST_JOBS} jobs names this dataset")
+    found = datasets.dataset(services.queue.list(EVERY_JOB, datasets.MOST_JOBS), dataset_id)
+    if found is None:
+        raise ModelError(f"none of the latest {datasets.MOST_JOBS} jobs names this dataset")
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -10,7 +11,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from segfleet.queue.model import Job
-from segfleet.settings import child_environment
+from segfleet.settings import bare_environment
 from segfleet.spec.location import split_location
 
 # Jobs that are looked through, the newest first.
@@ -29,6 +32,8 @@ _LARGEST_MANIFEST = 64 * 1024**2
 _MOST_KEPT = 100
 _MOST_ASKED = 20
 _INSPECT_S = 300.0
+# After this, what may have passed is tried again.
+_FAILED_S = 60.0
 _log = logging.getLogger(__name__)
 
 
@@ -108,11 +113,30 @@ def datasets(jobs: Iterable[Job]) -> list[Dataset]:
     Args:
         jobs: Newest first.
     """
+    return [_dataset(location, uses) for location, uses in _uses(jobs).items()]
+
+
+def dataset(jobs: Iterable[Job], dataset_id: str) -> Dataset | None:
+    """The one of this id, if these jobs name it.
+
+    Args:
+        jobs: Newest first.
+        dataset_id: As in `Dataset.id`.
+    """
+    found = _uses(jobs)
+    return next((_dataset(location, found[location]) for location in found if id_of(location) == dataset_id), None)
+
+
+def _uses(jobs: Iterable[Job]) -> dict[str, list[Use]]:
     found: dict[str, list[Use]] = {}
     for job in jobs:
         for location, makes in _named(job.spec):
             found.setdefault(location, []).append(Use(job, makes))
-    return [Dataset(id_of(location), location, *_sketch(location), tuple(uses)) for location, uses in found.items()]
+    return found
+
+
+def _dataset(location: str, uses: Sequence[Use]) -> Dataset:
+    return Dataset(id_of(location), location, *_sketch(location), tuple(uses))
 
 
 def id_of(location: str) -> str:
@@ -144,13 +168,19 @@ def _sketch(location: str) -> tuple[Sketch | None, str]:
     try:
         if not path.is_file():
             return None, "nothing prepared is there now"
-        if path.stat().st_size > _LARGEST_MANIFEST:
+        status = path.stat()
+        if status.st_size > _LARGEST_MANIFEST:
             return None, f"its {_MANIFEST} is larger than any"
-        return Sketch.model_validate_json(path.read_bytes()), ""
+        return _read_sketch(path, status.st_mtime_ns, status.st_size), ""
     except OSError as error:
         return None, f"its {_MANIFEST} cannot be read: {error.strerror}"
     except (ValidationError, RecursionError):
         return None, f"its {_MANIFEST} is damaged: 'segfleet verify' tells more"
+
+
+@functools.lru_cache(maxsize=200)
+def _read_sketch(path: Path, _modified_ns: int, _size: int) -> Sketch:
+    return Sketch.model_validate_json(path.read_bytes())
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +208,7 @@ class Inspections:
     def __init__(self, folder: Path) -> None:
         self._folder, self._lock = folder, threading.Lock()
         self._asked: set[str] = set()
-        self._failed: dict[str, str] = {}
+        self._failed: OrderedDict[tuple[str, str], tuple[float, str]] = OrderedDict()
         # One at a time: pages can wait, trainings on the same machine should not.
         self._turn = threading.Lock()
 
@@ -195,8 +225,9 @@ class Inspections:
         except (OSError, ValueError):
             pass
         with self._lock:
-            if content_id in self._failed:
-                return Inspection("failed", trouble=self._failed[content_id])
+            failed_at, trouble = self._failed.get((location, content_id), (float("-inf"), ""))
+            if time.monotonic() - failed_at < _FAILED_S:
+                return Inspection("failed", trouble=trouble)
             if content_id not in self._asked and len(self._asked) < _MOST_ASKED:
                 self._asked.add(content_id)
                 # The service's end waits for none of them.
@@ -221,17 +252,21 @@ class Inspections:
         with self._lock:
             self._asked.discard(content_id)
             if trouble:
-                self._failed[content_id] = trouble
+                self._failed.pop((location, content_id), None)
+                self._failed[location, content_id] = time.monotonic(), trouble
+                if len(self._failed) > _MOST_KEPT:
+                    self._failed.popitem(last=False)
 
     def _look(self, location: str, content_id: str) -> str:
         """Inspect and keep; what went wrong, if anything did."""
         self._folder.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".looking-", dir=self._folder))
         try:
-            command = [sys.executable, "-P", "-m", "segfleet_pipelines.tool", "inspect", location, "--json"]
+            # The pictures are somebody's: whoever decodes them has no secrets, and less of the processor than jobs.
+            command = ["nice", sys.executable, "-P", "-m", "segfleet_pipelines.tool", "inspect", "--json"]
             done = subprocess.run(
-                [*command, "--sheet", str(scratch / "sheet.png")],
-                env=child_environment({}),
+                [*command, "--sheet", str(scratch / "sheet.png"), "--", location],
+                env=bare_environment({"HOME": str(scratch), "CUDA_VISIBLE_DEVICES": ""}),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=_INSPECT_S,

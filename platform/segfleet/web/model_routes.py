@@ -17,7 +17,7 @@ from segfleet.server.model_schemas import ModelName, PromoteBody
 from segfleet.server.rights import IdentityArg
 from segfleet.server.services import ServicesArg
 from segfleet.web.curves import Curves, Learning
-from segfleet.web.frame import page
+from segfleet.web.frame import fragment, page, render
 from segfleet.web.visitors import FormArg, may
 
 router = APIRouter()
@@ -25,7 +25,9 @@ router = APIRouter()
 _ALIAS, VERSION = re.compile(r"[a-z][a-z0-9_-]{0,62}"), re.compile(r"[1-9][0-9]{0,8}")
 _PROMOTIONS = 20
 
-Chosen = Annotated[str | None, Query(pattern=f"^{VERSION.pattern}$", description="number of a version")]
+_NUMBER = Query(pattern=f"^{VERSION.pattern}$", description="number of a version")
+Chosen = Annotated[str | None, _NUMBER]
+VersionName = Annotated[str, _NUMBER]
 
 
 @router.get("/models")
@@ -58,7 +60,7 @@ def model_page(
         gates=[(gate["alias"], gate_text(gate["rules"])) for gate in services.promotions.gates(name)],
         promotions=[(one, figures_text({"figures": one.figures})) for one in promotions],
         compared=None if a is None or b is None else _compared(name, versions, a, b),
-        sheets=[] if a is None or b is None else _sheets(request.app.state.curves, versions, (a, b)),
+        **({} if a is None or b is None else _sheets(request.app.state.curves, versions, (a, b))),
         a=a,
         b=b,
         may_try=may(caller, ("GET", "/models/{name}/tries")),
@@ -84,18 +86,30 @@ def _figures(version: Mapping[str, Any]) -> list[tuple[str, float]]:
     return sorted(version["metrics"].items())
 
 
-def _sheets(curves: Curves, versions: Sequence[Mapping[str, Any]], wanted: Sequence[str]) -> list[tuple[str, str, str]]:
-    """(version, job, name of its latest sheet of sample predictions) of those that have one.
+_NO_SHEET = {"loading": "Asking MLflow …", "away": "MLflow does not answer.", "there": "Its run has no pictures."}
+
+
+def _sheets(curves: Curves, versions: Sequence[Mapping[str, Any]], wanted: Sequence[str]) -> dict[str, Any]:
+    """(version, job, name of its latest sheet of sample predictions, why there is none), and whether more may come.
 
     Sheets hold the same samples where the dataset is the same.
     """
     jobs = {version["version"]: version["job"] for version in versions}
-    found = []
+    found, is_asking = [], False
     for number in wanted:
-        learning = curves.of(jobs[number]) if jobs[number] else Learning()
-        if learning.found and learning.found["pictures"]:
-            found.append((number, jobs[number], learning.found["pictures"][-1]))
-    return found
+        learning = curves.of(jobs[number]) if jobs.get(number) else Learning("none")
+        is_asking = is_asking or learning.state == "loading"
+        pictures = learning.found["pictures"] if learning.found else []
+        trouble = _NO_SHEET.get(learning.state, "No job of this service made it.")
+        found.append((number, jobs.get(number), pictures[-1] if pictures else "", trouble))
+    return {"sheets": found, "is_asking": is_asking}
+
+
+@router.get("/models/{name}/sheets")
+def sheets(request: Request, name: ModelName, services: ServicesArg, a: VersionName, b: VersionName) -> Response:
+    """The sample predictions of two versions alone, for a page that waits for them."""
+    versions = services.registry.model(name)["versions"]
+    return fragment(request, render("model_sheets.html", _sheets(request.app.state.curves, versions, (a, b))))
 
 
 def _compared(name: str, versions: Sequence[Mapping[str, Any]], a: str, b: str) -> list[tuple[str, str, str, str]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import re
+import secrets
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from importlib.resources import files
@@ -25,6 +27,7 @@ from segfleet.web.visitors import FormArg
 
 router = APIRouter()
 
+_ONCE = re.compile(r"page-[0-9a-f]{32}")
 _EXAMPLE = """\
 kind: train
 name: my-first-job
@@ -65,7 +68,9 @@ def check(form: FormArg, services: ServicesArg, caller: IdentityArg) -> Response
 def submit(request: Request, form: FormArg, services: ServicesArg, caller: IdentityArg) -> Response:
     """Put a job into the queue; the page again if it cannot be."""
     try:
-        made = job_routes.submit(_body(form), services, caller, Response(), None)
+        # A second click, or a form that is sent again, finds the job that the first one made.
+        once = form.get("once", "")
+        made = job_routes.submit(_body(form), services, caller, Response(), once if _ONCE.fullmatch(once) else None)
     except SegfleetError as error:
         return _editor(request, form.get("spec", ""), problems_of(error), HTTPStatus.UNPROCESSABLE_ENTITY)
     return RedirectResponse(f"/jobs/{made.id}", HTTPStatus.SEE_OTHER)
@@ -89,7 +94,7 @@ def _editor(
     example: str = "",
 ) -> Response:
     values = {"text": text, "problems": problems, "source": source, "example": example, "examples": sorted(_examples())}
-    return page(request, "submit.html", answer, **values)
+    return page(request, "submit.html", answer, **values, once=f"page-{secrets.token_hex(16)}")
 
 
 @functools.cache

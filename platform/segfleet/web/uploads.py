@@ -7,7 +7,8 @@ from email.message import Message
 
 from segfleet.errors import AccessError
 
-_MOST_PARTS, _LONGEST_HEAD = 20, 4096
+# Parameters of headers are taken apart in quadratic time.
+_MOST_PARTS, _LONGEST_HEAD, _LONGEST_TYPE = 20, 1024, 200
 
 
 def split_upload(content_type: str, body: bytes) -> tuple[dict[str, str], bytes]:
@@ -29,6 +30,8 @@ def split_upload(content_type: str, body: bytes) -> tuple[dict[str, str], bytes]
 
 
 def _parts(content_type: str, body: bytes) -> list[tuple[Message, bytes]]:
+    if len(content_type) > _LONGEST_TYPE:
+        raise _malformed()
     described = Message()
     described["content-type"] = content_type
     boundary = described.get_param("boundary")

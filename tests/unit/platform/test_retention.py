@@ -334,3 +334,23 @@ def test_the_commands_and_routes(
     token = service.http.post("/api/v1/tokens", json=body, headers=service.bearer).json()["token"]
     answer = service.http.post("/api/v1/retention/apply", json={}, headers={"Authorization": f"Bearer {token}"})
     assert answer.status_code == 403
+
+
+def test_a_piece_that_cannot_be_removed_stands_in_nobodys_way(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    yard.job()
+    yard.clock.advance(2 * DAY)
+    yard.desk.set_rules(ALL)
+    planned = [piece.name for _, piece in yard.desk.plan()]
+    remove, stuck = files.remove, planned[0]
+
+    def refuse(base: Path, name: str) -> bool:
+        if name == stuck:
+            raise PermissionError(1, "it belongs to somebody else")
+        return remove(base, name)
+
+    monkeypatch.setattr(files, "remove", refuse)
+    gone, left = yard.desk.apply(ADMIN)
+    assert ([piece.name for _, piece in gone], left) == (planned[1:], 1)
+    with yard.queue.store.read() as tx:
+        outcomes = [entry.outcome for entry in tx.access.audit(None, 100) if stuck in entry.subject]
+    assert sorted(outcomes) == ["done", "failed: it is still there"]

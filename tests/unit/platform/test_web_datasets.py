@@ -122,7 +122,7 @@ def test_a_content_is_inspected_once_and_kept(tmp_path: Path, monkeypatch: pytes
     # Another place with the same content, and another life of the service.
     assert look(Inspections(tmp_path / "cache"), "/data/copy").summary == SUMMARY
     (command,) = tool.calls
-    assert command[command.index("inspect") + 1] == "/data/x"
+    assert command[-2:] == ["--", "/data/x"]
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [CONTENT]
 
 
@@ -193,3 +193,55 @@ def test_a_dataset_that_no_job_names_has_no_page(service: Service) -> None:
     for path in ("/datasets/000000000000", "/datasets/000000000000/sheet"):
         assert service.http.get(path, headers=HTML).status_code == 404
     assert service.http.get("/datasets/..%2f..%2fetc", headers=HTML).status_code in (404, 422)
+
+
+def test_a_failure_is_forgotten_after_a_while_and_is_of_one_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = Tool(1, "the disk is full")
+    monkeypatch.setattr(subprocess, "run", tool)
+    inspections = Inspections(tmp_path / "cache")
+    assert look(inspections).state == "failed"
+    assert look(inspections).state == "failed"
+    assert len(tool.calls) == 1
+    assert look(inspections, "/data/copy").state == "failed"
+    assert len(tool.calls) == 2
+    tool.code = 0
+    monkeypatch.setattr(datasets, "_FAILED_S", 0.0)
+    assert look(inspections).state == "there"
+
+
+def test_who_decodes_pictures_has_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, str]] = []
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
+        seen.append(options["env"])
+        return subprocess.CompletedProcess(command, 1, b"", b"no")
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "t0p-secret")
+    monkeypatch.setattr(subprocess, "run", run)
+    look(Inspections(tmp_path / "cache"))
+    assert "t0p-secret" not in json.dumps(seen)
+
+
+def test_the_page_of_one_dataset_reads_one_manifest_and_once(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "run", Tool())
+    sign_in(service)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(json.dumps(manifest()))
+        document = train_document()
+        document["data"]["shards"] = str(tmp_path / name)
+        service.queue.submit(document, owner="ann")
+    read: list[Path] = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path), read_bytes(path))[1])
+    for _ in range(3):
+        page = service.http.get(f"/datasets/{id_of(str(tmp_path / 'one'))}/live", headers=HTML)
+        assert page.status_code == 200
+    assert [path for path in read if path.name == "manifest.json"] == [tmp_path / "one" / "manifest.json"]
+    # What is written anew is read anew.
+    (tmp_path / "one" / "manifest.json").write_text(json.dumps(manifest(class_names=["road", "lorry"])))
+    assert datasets._sketch(str(tmp_path / "one"))[0].class_names == ["road", "lorry"]  # type: ignore[union-attr]

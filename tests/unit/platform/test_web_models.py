@@ -64,7 +64,9 @@ def test_two_versions_stand_side_by_side(service: Service, monkeypatch: pytest.M
     text = look(service, "/models/seg?a=1&b=2")
     assert "Version 1 beside version 2" in text
     assert "+0.03" in text
-    assert "Sample predictions" not in text
+    assert text.count('class="sheet"') == 0
+    assert text.count("No job of this service made it.") == 2
+    look(service, "/models/seg/sheets?a=1&b=x", 422)
     look(service, "/models/seg?a=1&b=3", 404)
     look(service, "/models/seg?a=1&b=x", 422)
 
@@ -79,11 +81,14 @@ def test_the_pictures_of_two_versions_stand_side_by_side(service: Service, monke
         pictures = ["step-00000010.png", f"step-000000{number}0.png"]
         found = {"run_id": "r", "experiment_id": "1", "series": {}, "classes": {}, "pictures": pictures}
         service.registry.curves_of[f"job-aaaaaaa{number}"] = found
+    assert look(service, "/models/seg?a=2&b=1").count("Asking MLflow") == 2
     for _ in range(200):  # threads ask MLflow meanwhile
-        text = look(service, "/models/seg?a=2&b=1")
-        if text.count('class="sheet"') == 2:
+        part = look(service, "/models/seg/sheets?a=2&b=1")
+        if "data-over" in part:
             break
         threading.Event().wait(0.01)
+    assert part.count('class="sheet"') == 2
+    text = look(service, "/models/seg?a=2&b=1")
     second, first = "/jobs/job-aaaaaaa2/pictures/step-00000020.png", "/jobs/job-aaaaaaa1/pictures/step-00000010.png"
     assert 0 < text.index(f'src="{second}"') < text.index(f'src="{first}"')
     assert look(service, "/models/seg?a=2&b=3").count('class="sheet"') == 1

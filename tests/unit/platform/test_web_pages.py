@@ -112,6 +112,21 @@ def test_a_job_is_submitted_seen_cloned_and_cancelled(service: Service) -> None:
         assert service.queue.get(path[6:]).state == state
 
 
+def test_a_form_that_is_sent_twice_makes_one_job(service: Service) -> None:
+    sign_in(service)
+    once = re.search(r'name="once" value="([^"]+)"', service.http.get("/submit", headers=HTML).text)
+    assert once is not None
+    spec = "\n".join(f"{key}: {value}" for key, value in prepare_spec().items())
+    form = {"key": page_key(service), "spec": spec, "once": once[1]}
+    made = [
+        service.http.post("/jobs", data=form, headers=FROM_PAGE, follow_redirects=False).headers["location"]
+        for _ in range(2)
+    ]
+    assert made[0] == made[1]
+    other = service.http.post("/jobs", data={**form, "once": ""}, headers=FROM_PAGE, follow_redirects=False)
+    assert other.headers["location"] != made[0]
+
+
 def test_a_part_that_is_known_already_is_not_sent_again(service: Service) -> None:
     sign_in(service)
     first = service.http.get("/live")

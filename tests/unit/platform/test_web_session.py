@@ -14,10 +14,12 @@ from segfleet.access.desk import Access
 from segfleet.access.roles import Role
 from segfleet.access.sessions import LIFE_S, form_key
 from segfleet.access.tokens import digest
-from segfleet.errors import UnauthorizedError
+from segfleet.errors import AccessError, UnauthorizedError
 from segfleet.queue.tables import sessions
 from segfleet.server.rights import PAGE_RIGHTS, RIGHTS
+from segfleet.web import paths
 from segfleet.web.pages import create_pages
+from segfleet.web.uploads import split_upload
 from segfleet.wire import API
 from serving import API_TOKEN, FROM_PAGE, URL, Service, no_services, page_key, session_of, sign_in
 
@@ -244,3 +246,38 @@ def test_each_role_may_on_pages_what_it_may_on_the_api(service: Service, role: R
     page = service.http.get("/", headers=HTML).text
     assert ('href="/submit"' in page) == may_submit
     assert ("Clone" in service.http.get(f"/jobs/{foreign}", headers=HTML).text) == may_submit
+
+
+@pytest.mark.parametrize(
+    "cookies",
+    [
+        "segfleet=abc",
+        "theme=dark mode; segfleet=abc",
+        "flag; segfleet=abc",
+        'p={"x":1}; segfleet=abc',
+        "segfleet=abc; flag",
+        "segfleet=abc; theme=dark mode",
+        "xsegfleet=no; segfleet=abc; segfleet=later",
+    ],
+)
+def test_cookies_of_other_services_of_the_host_are_passed_over(cookies: str) -> None:
+    assert paths.session_of(cookies, "http") == "abc"
+    assert paths.session_of(cookies, "https") == ""
+
+
+@pytest.mark.timeout(60)
+def test_a_cookie_is_read_in_a_time_that_grows_with_its_length() -> None:
+    assert paths.session_of(f"segfleet={'a' * 65}", "http") == ""
+    # Python's cookie parser needs many minutes for it.
+    assert paths.session_of('a="' + "\\" * 600_000 + '"; segfleet=abc', "http") == "abc"
+
+
+def test_a_long_sign_in_is_refused_before_it_is_read(service: Service) -> None:
+    answer = service.http.post("/sign-in", content=b"token=" + b"%41" * 10_000, headers=FORM)
+    assert answer.status_code == 413
+
+
+@pytest.mark.timeout(60)
+def test_a_form_that_would_take_minutes_to_take_apart_is_refused() -> None:
+    with pytest.raises(AccessError, match="did not arrive as a browser sends it"):
+        split_upload("multipart/form-data; a=" + '";' * 400_000, b"-")

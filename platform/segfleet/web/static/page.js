@@ -34,11 +34,28 @@ function markOf(element) {
   return [element.tagName, element.getAttribute("href") ?? element.form?.getAttribute("action") ?? element.className].join(" ");
 }
 
+/** What is typed or ticked, and sent by a button of its own. */
+function fieldsOf(part) {
+  return [...part.querySelectorAll("form input:not([type=hidden], [type=range], [type=search], [type=file])")];
+}
+
+function nameOf(field) {
+  return [field.form.getAttribute("action"), field.name].join(" ");
+}
+
+function isChanged(field) {
+  return field.value !== field.defaultValue || field.checked !== field.defaultChecked;
+}
+
 function replaceContent(element, html) {
   const scrolled = [...element.querySelectorAll(".tall, .scroll, .classes")].map((part) => [part.scrollTop, part.scrollLeft]);
   const focused = element.contains(document.activeElement) ? markOf(document.activeElement) : null;
   const here = element.querySelector("tr.here a")?.getAttribute("href");
+  const typed = new Map(fieldsOf(element).filter(isChanged).map((field) => [nameOf(field), [field.value, field.checked]]));
   element.innerHTML = html;
+  for (const field of fieldsOf(element)) {
+    if (typed.has(nameOf(field))) [field.value, field.checked] = typed.get(nameOf(field));
+  }
   localTimes(element);
   reachScrolling(element);
   [...element.querySelectorAll(".tall, .scroll, .classes")].forEach((part, index) => {

@@ -54,6 +54,6 @@ editor.addEventListener("input", () => {
   timer = setTimeout(check, WAIT_MS);
 });
 editor.addEventListener("keydown", (event) => {
-  if ((event.ctrlKey || event.metaKey) && event.key === "Enter") editor.form.requestSubmit();
+  if ((event.ctrlKey || event.metaKey) && event.key === "Enter" && !event.repeat) editor.form.requestSubmit();
 });
 check();
