@@ -70,7 +70,7 @@ def test_a_second_service_on_the_same_home_or_port_says_why(tmp_path: Path) -> N
 def test_a_wrong_setting_is_told_in_one_line(tmp_path: Path) -> None:
     reasons = {
         "SEGFLEET_PORT='many' is not a number": {"SEGFLEET_PORT": "many"},
-        "port 99999": {"SEGFLEET_PORT": "99999"},
+        "SEGFLEET_PORT='99999' is no port": {"SEGFLEET_PORT": "99999"},
         "cannot be written to": {"SEGFLEET_HOME": "/proc/no/such"},
         "database cannot be opened": {"SEGFLEET_DATABASE_URL": "nonsense"},
         "invalid literal": {"SEGFLEET_DATABASE_URL": "postgresql+psycopg://u@h:abc/d"},
