@@ -44,7 +44,7 @@ def writing_functions() -> set[str]:
 
 
 POINTS = sorted(writing_functions())
-RAY_POINTS = ["ray.submit", "ray.stop", "ray.status", "ray.logs", "ray.session", "ray.nodes"]
+RAY_POINTS = ["ray.submit", "ray.stop", "ray.status", "ray.logs", "ray.session", "ray.machines"]
 
 
 class Story:
