@@ -166,7 +166,7 @@ class Retention:
     def _note_failure(self, job_id: str, piece: Piece, caller: Identity) -> None:
         entry = _entry(self._clock(), caller, job_id, piece)
         with self._store.write() as tx:
-            tx.access.add_audit(entry.row("failed: it is still there"))
+            tx.access.add_audit(entry.row("failed"))
 
     def _remove(self, piece: Piece) -> bool:
         if piece.kind is Kind.RUN:
