@@ -49,7 +49,8 @@ class Bustle:
         queue.cancel(self._waiting.pop().id, "ann")
         self._waiting.append(queue.submit(_DOCUMENTS[self._step // 100 % 20], owner="ann")[0])
         waits = {job.id: Wait(job.id, place, "waits behind others") for place, job in enumerate(self._waiting, start=1)}
-        queue.board = Board(usable(self._past.ray.machines()), "", waits, self._past.ray.machines())
+        machines = self._past.ray.machines()
+        queue.board = Board(usable(machines), "", waits, machines)
 
 
 def fill(past: Past, site: Site, num_jobs: int) -> Bustle:

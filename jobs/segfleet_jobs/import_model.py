@@ -26,6 +26,7 @@ from segfleet.client import Client
 from segfleet.errors import ModelError, SegfleetError, ServiceError, SettingsError
 from segfleet.registry.registration import CONTENT_TAG
 from segfleet.registry.sent_once import sent_once
+from segfleet.spec.filling import leaves
 from segfleet.spec.sections import RegisterSpec
 from segfleet_jobs.imported_model import (
     FORMATS,
@@ -40,7 +41,6 @@ from segfleet_jobs.imported_model import (
 from segfleet_jobs.logged_model import log_segmenter
 from segfleet_jobs.origin import UNKNOWN, size_tags
 from segfleet_jobs.patience import Patience, patiently
-from segfleet_jobs.run_plan import flatten
 from segfleet_jobs.tracking import fail_run, find_experiment
 from segfleet_jobs.version import code_version
 from segfleet_models.convert import Imported
@@ -103,7 +103,7 @@ def _log_once(digest: str, weights: Path, config: Mapping[str, Any], tags: Mappi
     if known is not None and patiently(lambda: _is_there(client, known), _PATIENCE_S):
         return run_id, known
     _say(f"logging {weights.stat().st_size / 2**20:.0f} MiB to MLflow")
-    params = [Param(key, str(value)) for key, value in flatten({"model": config["model"]}).items()]
+    params = [Param(key, str(value)) for key, value in leaves({"model": config["model"]}).items()]
     try:
         patiently(lambda: client.log_batch(run_id, params=params), _PATIENCE_S)
         model_uri = log_segmenter(run_id, weights, config, Patience(_PATIENCE_S))

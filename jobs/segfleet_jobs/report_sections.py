@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segfleet.errors import SpecError
+from segfleet.spec.filling import leaves
 from segfleet.spec.resolve import resolve_spec, to_document
 from segfleet_jobs import charts
 from segfleet_jobs.attention_picture import draw_attention
@@ -15,7 +16,6 @@ from segfleet_jobs.embedding_picture import draw_embeddings
 from segfleet_jobs.paper import Scored, compare
 from segfleet_jobs.report_material import Material
 from segfleet_jobs.report_page import PagePicture, SectionOfPage, Table
-from segfleet_jobs.run_plan import flatten
 from segfleet_jobs.split_scores import SIZES, most_confused
 from segfleet_models.decoder import MaskTransformerDecoder
 from segfleet_pipelines.picture import Pixels
@@ -190,8 +190,8 @@ def scored_as(found: Material) -> Scored | str:
 
 def spec_section(found: Material) -> SectionOfPage:
     """The resolved spec; what differs from the recipe's defaults stands out."""
-    spec = flatten(found.job["spec"])
-    defaults = flatten(default_spec(found.job["spec"]))
+    spec = leaves(found.job["spec"])
+    defaults = leaves(default_spec(found.job["spec"]))
     rows = [(name, _plain(value), _plain(defaults.get(name, ""))) for name, value in spec.items()]
     marked = frozenset(i for i, (name, *_) in enumerate(rows) if name not in defaults or spec[name] != defaults[name])
     table = Table(

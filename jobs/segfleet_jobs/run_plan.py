@@ -91,14 +91,3 @@ def plan_run(
 def metric_name(name: str) -> str:
     """A curve's name as MLflow takes it: only letters, digits and a few signs, where class names may hold anything."""
     return _NOT_IN_NAMES.sub("_", name)
-
-
-def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
-    flat: dict[str, Any] = {}
-    for key, value in document.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from segfleet.leaderboard import Standing
+from segfleet.spec.filling import leaves
 from segfleet_jobs import search_charts as charts
 from segfleet_jobs.paper_table import PERCENT, Row
 from segfleet_jobs.report_page import PagePicture, SectionOfPage, Table
-from segfleet_jobs.run_plan import flatten
 from segfleet_jobs.search_importance import Importance
 from segfleet_jobs.search_material import SearchMaterial, Trial
 from segfleet_jobs.search_parallel import draw_parallel
@@ -244,7 +244,7 @@ def spec_section(found: SearchMaterial) -> SectionOfPage:
     """The space, and the whole spec."""
     space = [(path, _plain(body)) for path, body in found.job["spec"]["space"].items()]
     rest = {name: value for name, value in found.job["spec"].items() if name not in ("space", "written")}
-    rows = [(name, _plain(value)) for name, value in flatten(rest).items()]
+    rows = [(name, _plain(value)) for name, value in leaves(rest).items()]
     tables = [Table(("field", "choices"), space), Table(("field", "value"), rows, "The whole spec", is_folded=True)]
     return SectionOfPage("Spec", "What the trials choose from.", tables=tables)
 

@@ -10,8 +10,9 @@ from mlflow.entities import Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from segfleet.registry.sent_once import sent_once
+from segfleet.spec.filling import leaves
 from segfleet_jobs.patience import Patience, Wait
-from segfleet_jobs.run_plan import RunPlan, flatten
+from segfleet_jobs.run_plan import RunPlan
 
 _GONE = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
 
@@ -35,7 +36,7 @@ def open_run(plan: RunPlan, known: str | None = None, patience: Wait | None = No
         run_id = wait(lambda: _find_or_make(client, experiment_id, plan))
     wait(lambda: client.update_run(run_id, status="RUNNING"))
     # Again for a run that was found: the attempt that made it may have died before it came to this.
-    params = [Param(key, str(value)) for key, value in flatten(plan.document).items()]
+    params = [Param(key, str(value)) for key, value in leaves(plan.document).items()]
     tags = [RunTag(key, value) for key, value in plan.data_tags.items()]
     wait(lambda: client.log_batch(run_id, params=params, tags=tags))
     wait(lambda: client.log_dict(run_id, dict(plan.document), "spec.json"))

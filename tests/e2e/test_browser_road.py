@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from browsing import chromium, needs_browser, sections, sign_in, watched_page
+from browsing import needs_browser, sections, sign_in
 from embedded import embedded
 from segfleet.client import Client
 from training import make_dataset
@@ -65,17 +65,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield Site(up.url, tokens, shards)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
-
-
 @pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
-    with watched_page(browser) as page:
-        page.on("dialog", lambda dialog: dialog.accept())
-        yield page
+def page(page: Any) -> Any:
+    page.on("dialog", lambda dialog: dialog.accept())
+    return page
 
 
 def submit(page: Any, site: Site, name: str, steps: int) -> None:

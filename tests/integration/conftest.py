@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from factories import close_stores
+from lively import Site, lively
 
 _STARTS_RAY = ("test_launcher_ray", "test_search_ray", "test_up_down")
 
@@ -15,3 +19,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.parent == here:
             group = "ray" if item.path.stem in _STARTS_RAY else item.path.stem
             item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A service with made-up jobs."""
+    with lively(tmp_path_factory.mktemp("lively")) as site:
+        yield site
+    close_stores()

@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from browsing import chromium, needs_browser, sign_in, watched_page
-from factories import close_stores
-from lively import Site, lively
+from browsing import needs_browser, sign_in
+from lively import Site
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("browser"), needs_browser]
 SPEC = "kind: prepare\nname: from-the-browser\ndataset: synthetic\nout: /data/shapes\n"
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with lively(tmp_path_factory.mktemp("lively")) as site:
-        yield site
-    close_stores()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
-    with watched_page(browser) as page:
-        yield page
 
 
 @pytest.mark.parametrize("user", ["vera", "ann", "otto", "ada"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from browsing import NARROW, WIDE, chromium, needs_browser, sections, sign_in, watched_page
+from browsing import NARROW, WIDE, needs_browser, sections, sign_in
 from factories import close_stores, train_document
 from lively import Past, Site, lively
 from segfleet.queue import intake
@@ -108,18 +108,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         site.registry.version = marked  # type: ignore[method-assign]
         yield site
     close_stores()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
-    with watched_page(browser) as page:
-        yield page
 
 
 @pytest.mark.parametrize("width", [WIDE, NARROW])

@@ -17,12 +17,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 
 from segfleet.errors import ServiceError
+from segfleet.spec.filling import leaves
 from segfleet_jobs import patience as patience_module
 from segfleet_jobs.checkpoint import load_checkpoint
 from segfleet_jobs.logged_model import log_model
 from segfleet_jobs.patience import patiently
 from segfleet_jobs.registered_model import load_registered
-from segfleet_jobs.run_plan import flatten, plan_run
+from segfleet_jobs.run_plan import plan_run
 from segfleet_jobs.tracker import CONFUSION_FILE, Tracker
 from segfleet_jobs.tracking import end_run, fail_run, open_run
 from segfleet_models.inference import predict
@@ -183,7 +184,7 @@ def test_the_exported_model_predicts_like_the_trained_one_in_a_fresh_process(
 
 
 def test_flatten() -> None:
-    assert flatten({"a": {"b": 1, "c": {"d": None}}, "e": [1]}) == {"a.b": 1, "a.c.d": None, "e": [1]}
+    assert leaves({"a": {"b": 1, "c": {"d": None}}, "e": [1]}) == {"a.b": 1, "a.c.d": None, "e": [1]}
 
 
 def test_a_rank_begins_without_mlflows_client(shards: str) -> None:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from segfleet.errors import Problem
 from segfleet.spec.search_sections import BRANCHES
-from segfleet.spec.sections import FORMS
+from segfleet.spec.sections import FORMS, short
 
 
 def explain(error: ValidationError, kind: type[Any]) -> list[Problem]:
@@ -33,10 +33,10 @@ def _problem(item: Any, kind: type[Any]) -> Problem:
             # The check itself says what of the value may be shown: an address can hold a key.
             return Problem(path, item["msg"].removeprefix("Value error, "))
         case "string_pattern_mismatch" if item["ctx"]["pattern"] in FORMS:
-            return Problem(path, f"{_short(value)}: {FORMS[item['ctx']['pattern']]}")
+            return Problem(path, f"{short(value)}: {FORMS[item['ctx']['pattern']]}")
         case _:
             text = item["msg"][:1].lower() + item["msg"][1:]
-            return Problem(path, f"{_short(value)}: {text}")
+            return Problem(path, f"{short(value)}: {text}")
 
 
 def _known_keys(kind: type[Any], path: tuple[Any, ...]) -> list[str]:
@@ -52,8 +52,3 @@ def _known_keys(kind: type[Any], path: tuple[Any, ...]) -> list[str]:
             return []
         model = nested[0]
     return sorted(field.alias or name for name, field in model.model_fields.items())
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -11,7 +11,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 from segfleet.spec.location import split_location
 
 JOB_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-_SHOWN = 60
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -32,11 +31,16 @@ def _check_duration(text: str) -> str:
     return text
 
 
+def short(value: Any) -> str:
+    """A value as Python writes it, at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def _check_name(text: str) -> str:
     if not JOB_NAME.fullmatch(text):
-        shown = repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
         raise ValueError(
-            f"{shown} is no name; use 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
+            f"{short(text)} is no name; use 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
         )
     return text
 
