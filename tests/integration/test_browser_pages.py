@@ -147,3 +147,17 @@ def test_pages_fit_both_widths_and_name_what_they_show(page: Any, site: Site, wi
         )
         assert unnamed == [], path
         assert page.locator("h1").count() == 1
+
+
+def test_what_is_typed_outlives_the_renewal_of_its_part(page: Any, site: Site) -> None:
+    sign_in(page, site, "otto")
+    page.click("text=cityscapes-seg-l-mask-16")
+    page.wait_for_selector("input[name=priority]")
+    page.evaluate("addEventListener('replaced', () => { window.renewals = (window.renewals ?? 0) + 1; })")
+    page.fill("input[name=priority]", "91")
+    # From here on nobody is in the field.
+    page.focus("button:has-text('Set')")
+    site.queue.set_priority(site.jobs["main"], "ada", 49)
+    page.wait_for_function("() => window.renewals > 0")
+    site.queue.set_priority(site.jobs["main"], "ada", 50)
+    assert page.input_value("input[name=priority]") == "91"

@@ -53,10 +53,12 @@ def sheet(request: Request, dataset_id: DatasetId, services: ServicesArg) -> Res
 
 
 def _content(request: Request, dataset: Dataset) -> dict[str, Any]:
-    inspection = None
-    if dataset.sketch is not None:
-        inspection = request.app.state.inspections.of(dataset.location, dataset.sketch.content_id)
-    return {"dataset": dataset, "sketch": dataset.sketch, "inspection": inspection or Inspection("failed")}
+    sketch = dataset.sketch
+    if sketch is None:
+        inspection = Inspection("failed", trouble=dataset.trouble)
+    else:
+        inspection = request.app.state.inspections.of(dataset.location, sketch.content_id)
+    return {"dataset": dataset, "sketch": sketch, "inspection": inspection}
 
 
 def _known(services: Services, dataset_id: str) -> Dataset:

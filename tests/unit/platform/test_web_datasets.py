@@ -221,6 +221,7 @@ def test_who_decodes_pictures_has_no_secret(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "t0p-secret")
     monkeypatch.setattr(subprocess, "run", run)
     look(Inspections(tmp_path / "cache"))
+    assert seen
     assert "t0p-secret" not in json.dumps(seen)
 
 
